@@ -1,0 +1,397 @@
+"""
+MNIST in: from the Hub, a folder or the kept sample, through `datasets`, to one uint8 tensor of images per split.
+
+The images are decoded once, by the image processor, and normalised per batch by its own arithmetic: what the model
+sees is what the processor makes of each image, whatever the source.
+"""
+
+import gzip
+import hashlib
+import io
+import logging
+import os
+import re
+import struct
+import threading
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from .errors import InputError
+from .image_processing_vit_mnist import VitMnistImageProcessor
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DATASET = "ylecun/mnist"
+DATASET_VARIABLE = "VIT_MNIST_DATASET"
+SAMPLE_FOLDER = Path(__file__).resolve().parents[1] / "data" / "mnist-5k"
+SPLITS = ("train", "validation", "test")
+# MD5 of the uncompressed train-images-idx3-ubyte and t10k-images-idx3-ubyte of LeCun, Cortes and Burges.
+MNIST_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
+
+
+@dataclass
+class DataArguments:
+    """Which images, and which of them."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A Hub id or a folder: parquet in the Hub's layout, class folders of images, a saved dataset, or "
+            f"the four IDX files. Default: ${DATASET_VARIABLE}, else {DEFAULT_DATASET}, else, with no network, the "
+            "kept sample of 5,000 digits."
+        },
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the images. Default: the first that holds images."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels. Default: the first class label, or 'label'."}
+    )
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Number of classes, where the dataset does not name them. Default: 10."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on the first N images of each split only."}
+    )
+    validation_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Images (or, below 1, the fraction) taken from train for validation, where the dataset has no "
+            "validation split. Default: a twelfth, 5,000 of MNIST's 60,000."
+        },
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the stratified split into train and validation."})
+    skip_bad_images: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read, naming them, instead of stopping."}
+    )
+
+    def __post_init__(self):
+        for name in ("num_labels", "max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, got {value}.")
+        if self.validation_size is not None and self.validation_size <= 0:
+            raise InputError(f"--validation_size must be positive, got {self.validation_size:g}.")
+
+
+@dataclass
+class Digits(torch.utils.data.Dataset):
+    """
+    A split in memory.
+
+    Attributes:
+        images (`torch.Tensor` of shape `(n, height, width)`, uint8): Grey frames, as the processor makes them.
+        labels (`torch.Tensor` of shape `(n,)`, int64): Classes in `[0, len(names))`.
+        names (`list[str]`): The classes' names.
+        processor ([`VitMnistImageProcessor`]): Turns frames into `pixel_values`, batch by batch.
+        source (`str`): Where the images come from, fit for print: a Hub id or a folder's name, no path.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    names: list[str]
+    processor: VitMnistImageProcessor
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """One batch, which a `DataLoader` asks for at once: `pixel_values` (b, 1, height, width) and `labels` (b,)."""
+        indices = torch.as_tensor(indices)
+        return {"pixel_values": self.processor.to_pixel_values(self.images[indices]), "labels": self.labels[indices]}
+
+    def select(self, indices: torch.Tensor | slice) -> "Digits":
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether these are from the kept sample, which is no match for the whole of MNIST."""
+        return self.source == SAMPLE_FOLDER.name
+
+    @staticmethod
+    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`data_collator` for [`transformers.Trainer`]: `__getitems__` has already made the batch."""
+        return batch
+
+
+def load_digits(
+    args: DataArguments, processor: VitMnistImageProcessor, splits: Iterable[str] = SPLITS
+) -> dict[str, Digits]:
+    """
+    Load splits of a dataset into memory.
+
+    `validation` comes from `train`, stratified by class and seeded, where the dataset brings none; `test` is left
+    alone. A dataset without a test split gives up a sixth of `train` for it, in the same way.
+
+    Args:
+        args ([`DataArguments`]): The dataset and what to take of it.
+        processor ([`VitMnistImageProcessor`]): Decodes the images.
+        splits: Names out of "train", "validation" and "test".
+
+    Returns:
+        `dict[str, Digits]`: The splits asked for.
+
+    Raises:
+        InputError: the dataset, a column or a split is missing, empty or unreadable, a label is out of range, or an
+            image is corrupt; the message says which.
+        ConnectionError: the Hub cannot be reached and has to be.
+    """
+    raw, source = _load_raw(args)
+    wanted = set(splits)
+    if wanted & {"train", "validation"} or "test" not in raw:
+        wanted.add("train")
+    loaded = {name: _decode(raw[name], name, args, processor, source) for name in SPLITS if name in wanted & set(raw)}
+    _name_mnist(loaded)
+
+    if "test" in wanted and "test" not in raw:
+        logger.warning("%s has no test split: a sixth of its train split serves as one.", source)
+        loaded["train"], loaded["test"] = _stratified_split(loaded["train"], len(loaded["train"]) // 6, args)
+    if wanted & {"train", "validation"} and "validation" not in raw:
+        total = len(loaded["train"])
+        size = total / 12 if args.validation_size is None else args.validation_size
+        size = round(size * total) if size < 1 else round(size)
+        loaded["train"], loaded["validation"] = _stratified_split(loaded["train"], size, args)
+
+    limits = {"train": args.max_train_samples}
+    return {name: loaded[name].select(slice(limits.get(name, args.max_eval_samples))) for name in splits}
+
+
+def _load_raw(args: DataArguments) -> tuple[datasets.DatasetDict, str]:
+    """The dataset as it is, its splits named as in [`SPLITS`], and its name."""
+    name = args.dataset_name or os.environ.get(DATASET_VARIABLE)
+    if not name:
+        try:
+            raw, name = _load_from_hub(DEFAULT_DATASET), DEFAULT_DATASET
+        except ConnectionError:
+            if not SAMPLE_FOLDER.is_dir():
+                raise
+            logger.warning(
+                f"The Hub cannot be reached and {DEFAULT_DATASET} is not cached: using the kept sample of 5,000 MNIST "
+                f"digits. For all of MNIST, pass --dataset_name FOLDER or set {DATASET_VARIABLE}."
+            )
+            raw, name = _load_from_folder(SAMPLE_FOLDER), SAMPLE_FOLDER.name
+    elif Path(name).exists():
+        raw, name = _load_from_folder(Path(name)), Path(name).resolve().name
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
+        raw = _load_from_hub(name)
+    else:
+        raise InputError(f"There is no dataset folder {name!r}.")
+
+    if isinstance(raw, datasets.Dataset):
+        raw = datasets.DatasetDict({"train": raw})
+    if "train" not in raw and "test" not in raw:
+        raise InputError(f"{name} has neither a train nor a test split, only {', '.join(map(str, raw))}.")
+    return raw, name
+
+
+def _load_from_hub(name: str) -> datasets.DatasetDict:
+    try:
+        if huggingface_hub.constants.is_offline_mode() or _hub_is_reachable():
+            return datasets.load_dataset(name)
+        with _offline():
+            return datasets.load_dataset(name)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise InputError(f"There is neither a folder nor a Hub dataset {name!r} (or it is private).") from error
+    except (OSError, huggingface_hub.errors.OfflineModeIsEnabled) as error:
+        raise ConnectionError(
+            f"The Hub cannot be reached and {name} is not cached: pass --dataset_name FOLDER, or try again online."
+        ) from error
+
+
+def _hub_is_reachable(timeout: float = 3.0) -> bool:
+    """Whether the Hub answers at all within `timeout` seconds; `load_dataset` alone would try for half a minute."""
+    answers = []
+
+    def ask():
+        try:
+            answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=timeout))
+        except Exception as error:
+            logger.debug("The Hub does not answer: %s", error)
+
+    # In a thread, since looking up a host name can hang for longer than any timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answers)
+
+
+@contextmanager
+def _offline():
+    """Have `datasets` look into its cache only."""
+    saved = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = saved
+
+
+def _load_from_folder(folder: Path) -> datasets.DatasetDict | datasets.Dataset:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: a dataset is a folder.")
+    try:
+        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return datasets.load_from_disk(str(folder))
+        if idx := _load_idx(folder):
+            return idx
+        return datasets.load_dataset(str(folder))
+    except InputError:
+        raise
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"The dataset in {folder} cannot be read: {reason[0]}") from error
+
+
+def _load_idx(folder: Path) -> datasets.DatasetDict | None:
+    """The four files that MNIST was published as, gzipped or not; `None` where the folder holds none of them."""
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        parts = []
+        for kind in ("images?idx3", "labels?idx1"):
+            found = sorted(folder.glob(f"{prefix}-{kind}-ubyte*"))
+            parts += [_read_idx(found[0])] if found else []
+        if not parts:
+            continue
+        if len(parts) < 2:
+            raise InputError(f"{folder} lacks the images or the labels of its {split} split.")
+        images, labels = parts
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            raise InputError(
+                f"The IDX files of the {split} split in {folder} do not fit together: images {images.shape}, "
+                f"labels {labels.shape}."
+            )
+        features = datasets.Features(
+            {"image": datasets.Array2D(images.shape[1:], "uint8"), "label": datasets.Value("int64")}
+        )
+        splits[split] = datasets.Dataset.from_dict({"image": images, "label": labels.astype(np.int64)}, features)
+    return datasets.DatasetDict(splits) if splits else None
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes: two zeros, the type 8, the rank, the big-endian sizes, the values."""
+    try:
+        content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise InputError(f"{path} is not an IDX file of bytes: it begins with {content[:4].hex()}.")
+    header = 4 + 4 * content[3]
+    shape = struct.unpack(f">{content[3]}I", content[4:header].ljust(header - 4, b"\0"))
+    if len(content) != header + int(np.prod(shape)):
+        raise InputError(f"{path} is cut off or too long: {len(content)} bytes for the shape {shape}.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _decode(
+    dataset: datasets.Dataset, split: str, args: DataArguments, processor: VitMnistImageProcessor, source: str
+) -> Digits:
+    """Every image of a split through the processor's geometry, to uint8 frames."""
+    if len(dataset) == 0:
+        raise InputError(f"The {split} split of {source} is empty.")
+    image_column = _find_column(dataset, args.image_column_name, "image", (datasets.Image, datasets.Array2D))
+    label_column = _find_column(dataset, args.label_column_name, "label", (datasets.ClassLabel,))
+    labels, names = _read_labels(dataset, label_column, split, args.num_labels)
+
+    frames, kept = [], []
+    is_image = isinstance(dataset.features[image_column], datasets.Image)
+    column = dataset.select_columns([image_column])
+    column = (
+        column.cast_column(image_column, datasets.Image(decode=False)) if is_image else column.with_format("numpy")
+    )
+    with tqdm(total=len(dataset), desc=f"Decode {split}", unit=" images", leave=False, disable=None) as progress:
+        for start in range(0, len(dataset), 2000):
+            chunk = column[start : start + 2000][image_column]
+            images = []
+            for index, item in enumerate(chunk, start):
+                try:
+                    images.append(_open_image(item) if is_image else np.asarray(item))
+                    kept.append(index)
+                except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+                    where = item.get("path") or f"image {index} of the {split} split"
+                    if not args.skip_bad_images:
+                        raise InputError(
+                            f"{where} cannot be read: {error}. Pass --skip_bad_images to go on without such images."
+                        ) from error
+                    logger.warning("Skipped %s, which cannot be read: %s", where, error)
+            frames.append(processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values)
+            progress.update(len(chunk))
+    if not kept:
+        raise InputError(f"No image of the {split} split of {source} can be read.")
+    return Digits(torch.cat(frames)[:, 0], torch.from_numpy(labels)[kept], names, processor, source)
+
+
+def _open_image(item: dict) -> PIL.Image.Image:
+    image = PIL.Image.open(item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"]))
+    image.load()
+    return image
+
+
+def _find_column(dataset: datasets.Dataset, asked: str | None, name: str, kinds: tuple[type, ...]) -> str:
+    if asked is None:
+        asked = next((column for column, kind in dataset.features.items() if isinstance(kind, kinds)), name)
+    if asked not in dataset.column_names:
+        raise InputError(
+            f"There is no column {asked!r} in the dataset, only {', '.join(dataset.column_names)}: "
+            f"pass --{name}_column_name."
+        )
+    return asked
+
+
+def _read_labels(
+    dataset: datasets.Dataset, column: str, split: str, num_labels: int | None
+) -> tuple[np.ndarray, list[str]]:
+    kind = dataset.features[column]
+    if getattr(kind, "dtype", None) in ("string", "large_string"):
+        dataset = dataset.class_encode_column(column)
+        kind = dataset.features[column]
+    labels = dataset.select_columns([column]).with_format("numpy")[:][column]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"The column {column!r} must hold one integer or string per image, got {kind}.")
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else [str(label) for label in range(num_labels or 10)]
+    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if outside.size:
+        raise InputError(
+            f"Label {labels[outside[0]]} of image {outside[0]} of the {split} split is out of range: there are "
+            f"{len(names)} classes, 0 to {len(names) - 1}."
+        )
+    return labels.astype(np.int64), names
+
+
+def _stratified_split(digits: Digits, size: int, args: DataArguments) -> tuple[Digits, Digits]:
+    """Set aside `size` images, the classes in proportion; both parts keep the original order."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        parts = train_test_split(
+            np.arange(len(digits)), test_size=size, stratify=digits.labels.numpy(), random_state=args.split_seed
+        )
+    except ValueError as error:
+        raise InputError(
+            f"{size} of {len(digits)} images cannot be set aside, stratified by class: {error}"
+        ) from error
+    rest, aside = (digits.select(torch.from_numpy(np.sort(part))) for part in parts)
+    return rest, aside
+
+
+def _name_mnist(loaded: dict[str, Digits]) -> None:
+    """Give MNIST its name wherever it came from, so that a result says what it was measured on."""
+    for split, digits in loaded.items():
+        if split in MNIST_MD5 and digits.images.shape[1:] == (28, 28):
+            header = struct.pack(">4I", 0x803, *digits.images.shape)
+            if hashlib.md5(header + digits.images.numpy().tobytes()).hexdigest() == MNIST_MD5[split]:
+                digits.source = DEFAULT_DATASET

@@ -1,0 +1,191 @@
+"""
+The checkpoint folder: weights, config, processor, code, card and records, complete as it stands, and the Hub.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import SafetensorError
+
+from .configuration_vit_mnist import VitMnistConfig
+from .errors import InputError
+from .image_processing_vit_mnist import VitMnistImageProcessor
+from .modeling_vit_mnist import VitMnistForImageClassification
+
+
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
+# What goes to the Hub: everything a checkpoint needs, and nothing that only training needs.
+UPLOADED = ("*.safetensors", "*.json", "*.py", "README.md")
+VERSIONED = ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface-hub")
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """No progress bars of transformers for loading and saving a few kilobytes."""
+    was_on = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@without_progress_bars()
+def load_checkpoint(
+    name_or_path: str | os.PathLike, ignore_mismatched_sizes: bool = False, **kwargs
+) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
+    """
+    Load a classifier and its processor from a folder or the Hub, and make sure that every weight was there.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        ignore_mismatched_sizes (`bool`): Start weights of another shape anew (a head for other classes).
+        kwargs: Passed on to `from_pretrained`.
+
+    Raises:
+        InputError: no such folder, no checkpoint in it, another model's, or weights missing or unreadable.
+        ConnectionError: the Hub cannot be reached and the checkpoint is not cached.
+    """
+    name = str(name_or_path)
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{name} holds no checkpoint: config.json is missing.")
+        if not any(folder.glob("*.safetensors")):
+            raise InputError(f"{name} holds no weights: model.safetensors is missing.")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"There is no checkpoint folder {name!r}.")
+    try:
+        config, kwargs = VitMnistConfig.get_config_dict(name, **kwargs)
+        if config.get("model_type") != VitMnistConfig.model_type:
+            raise InputError(f"{name} holds a model of type {config.get('model_type')!r}, not 'vit_mnist'.")
+        model, info = VitMnistForImageClassification.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=ignore_mismatched_sizes, **kwargs
+        )
+        try:
+            processor = VitMnistImageProcessor.from_pretrained(name)
+        except OSError:
+            processor = VitMnistImageProcessor(size=model.config.image_size)
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        raise InputError(f"There is neither a folder nor a Hub repository {name!r} (or it is private).") from error
+    except OSError as error:
+        if folder.is_dir():
+            raise InputError(f"The checkpoint in {name} cannot be read: {error}") from error
+        raise ConnectionError(f"{name} is no folder here and cannot be had from the Hub: {error}") from error
+    except (SafetensorError, huggingface_hub.errors.StrictDataclassError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The checkpoint in {name} cannot be read: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"The weights in {name} are not this model's: {missing[0]} and {len(missing) - 1} others lack."
+        )
+    return model, processor
+
+
+@without_progress_bars()
+def save_checkpoint(
+    folder: str | os.PathLike,
+    model: VitMnistForImageClassification,
+    processor: VitMnistImageProcessor,
+    card: str,
+    records: dict[str, dict],
+) -> None:
+    """
+    Write a complete checkpoint folder: `model.safetensors`, `config.json`, `preprocessor_config.json`, the three code
+    files, `README.md` and `records` (file name to content, as JSON).
+
+    Everything is written beside the old files first and then put in their place, the records last: a full disk or a
+    killed process leaves the old files as they were.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".saving-{uuid.uuid4().hex[:8]}"
+    try:
+        staging.mkdir()
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        shutil.copymode(staging / "config.json", staging / "model.safetensors")  # written for its owner only
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        written = sorted(path.name for path in staging.iterdir())
+        for name, record in records.items():
+            (staging / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for name in [*written, *records]:
+            os.replace(staging / name, folder / name)
+    except SafetensorError as error:
+        raise OSError(f"The checkpoint cannot be saved to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def fill_card(run: dict, results: dict, template: Path = CARD_TEMPLATE) -> str:
+    """
+    The model card of a run, from `model_card.md`.
+
+    Args:
+        run: What [`training.describe_run`] returns.
+        results: What `all_results.json` holds.
+    """
+    is_hub_dataset = "/" in results["dataset"]
+    dataset = {"dataset_type": results["dataset"], "dataset_name": "MNIST" if is_hub_dataset else results["dataset"]}
+    task = {"task_type": "image-classification", "task_name": "Image Classification"}
+    metrics = (
+        ("accuracy", "Accuracy", results["test_accuracy"]),
+        ("f1", "Macro F1", results["test_macro_f1"]),
+        ("loss", "Cross-entropy", results["test_loss"]),
+    )
+    data = ModelCardData(
+        language=None,
+        license="mit",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["vision", "vit", "mnist", "tiny"],
+        datasets=[results["dataset"]] if is_hub_dataset else None,
+        metrics=["accuracy", "f1"],
+        model_name="vit-mnist",
+        eval_results=[
+            EvalResult(
+                **task,
+                **dataset,
+                dataset_split="test",
+                metric_type=kind,
+                metric_name=name,
+                metric_value=round(value, 4),
+            )
+            for kind, name, value in metrics
+        ],
+    )
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED} | {"Python": platform.python_version()}
+    card = ModelCard.from_template(data, template_path=str(template), run=run, results=results, versions=versions)
+    return str(card)
+
+
+def push(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False) -> str:
+    """
+    Upload a complete checkpoint folder in one commit, creating the repository if need be.
+
+    Returns:
+        `str`: The repository's address.
+    """
+    api = huggingface_hub.HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(
+        folder_path=folder, repo_id=repo.repo_id, allow_patterns=list(UPLOADED), ignore_patterns=["checkpoint-*"],
+        commit_message="Upload vit-mnist checkpoint",
+    )  # fmt: skip
+    return str(repo)

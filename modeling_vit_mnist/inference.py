@@ -1,0 +1,240 @@
+"""Predictions for datasets, files and tensors."""
+
+import glob
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from . import hub
+from .errors import InputError
+from .files import check_writable, replacing
+from .image_processing_vit_mnist import VitMnistImageProcessor
+from .modeling_vit_mnist import VitMnistForImageClassification
+
+
+DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "vit-mnist-tiny"
+TABLE_WRITERS = {".jsonl": "to_json", ".csv": "to_csv", ".parquet": "to_parquet"}
+
+
+@dataclass
+class InferenceArguments:
+    """Which model, which images, and what to make of the predictions."""
+
+    model: str = field(
+        default=str(DEFAULT_MODEL), metadata={"help": "Checkpoint folder or Hub id. Default: the kept vit-mnist-tiny."}
+    )
+    split: str = field(
+        default="test", metadata={"help": "Split of the dataset.", "choices": ["train", "validation", "test"]}
+    )
+    num_samples: int = field(default=64, metadata={"help": "Predict the first N images of the split; 0 for all."})
+    image: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Predict these image files, folders or globs instead of a dataset.", "nargs": "+"},
+    )
+    do_center: bool | None = field(default=None, metadata={"help": "Frame each digit as MNIST's were."})
+    do_invert: str | None = field(
+        default=None,
+        metadata={
+            "help": "Invert the images; auto: those of dark ink on light paper.",
+            "choices": ["yes", "no", "auto"],
+        },
+    )
+    top_k: int = field(default=1, metadata={"help": "Print the K most probable classes."})
+    output: str | None = field(
+        default=None, metadata={"help": "Also write the predictions to this .jsonl, .csv or .parquet file."}
+    )
+    grid: str | None = field(
+        default=None, metadata={"help": "Also draw the images with their predictions to this .png file."}
+    )
+    batch_size: int = field(default=1000, metadata={"help": "Images per forward pass."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps, ... Default: the best at hand."})
+
+    def __post_init__(self):
+        for name, least in (("num_samples", 0), ("top_k", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.output and Path(self.output).suffix not in TABLE_WRITERS:
+            raise InputError(f"--output must end in {', '.join(TABLE_WRITERS)}, got {self.output!r}.")
+        if self.grid and Path(self.grid).suffix != ".png":
+            raise InputError(f"--grid must end in .png, got {self.grid!r}.")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """
+    The device asked for, else the accelerator at hand, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device {name!r} here: {str(error).splitlines()[0]}") from error
+
+
+@torch.inference_mode()
+def predict(
+    model: VitMnistForImageClassification,
+    processor: VitMnistImageProcessor,
+    frames: torch.Tensor,
+    batch_size: int = 1000,
+) -> torch.Tensor:
+    """
+    Class probabilities of frames that the processor has made.
+
+    Args:
+        model: In whatever mode and on whatever device; runs in evaluation mode.
+        processor: Normalises the frames, batch by batch, on the model's device.
+        frames (`torch.Tensor` of shape `(n, height, width)`): uint8, or floats in [0, 1].
+        batch_size (`int`): Images per forward pass.
+
+    Returns:
+        `torch.Tensor` of shape `(n, num_labels)`: float32, on the CPU.
+    """
+    model.eval()
+    probabilities = []
+    for batch in tqdm(frames.split(batch_size), desc="Predict", unit=" batches", leave=False, disable=None):
+        logits = model(processor.to_pixel_values(batch.to(model.device))).logits
+        probabilities.append(logits.float().softmax(-1).cpu())
+    return torch.cat(probabilities) if probabilities else torch.empty(0, model.config.num_labels)
+
+
+def find_images(patterns: list[str]) -> list[Path]:
+    """
+    The image files that paths, folders and globs name; those of a folder or glob in alphabetical order.
+
+    Raises:
+        InputError: one of them names nothing, or a folder holds no image.
+    """
+    known = PIL.Image.registered_extensions()
+    files = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        else:
+            found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not found:
+            raise InputError(f"There is no image at {pattern!r}.")
+        files += found
+    return files
+
+
+def read_images(
+    files: list[Path], processor: VitMnistImageProcessor, skip_bad_images: bool
+) -> tuple[torch.Tensor, list[Path]]:
+    """
+    Frames of image files, uint8 of shape `(n, height, width)`, and the files they are of.
+
+    Raises:
+        InputError: a file is no readable image and `skip_bad_images` is off, or none is readable.
+    """
+    frames, read = [], []
+    for file in tqdm(files, desc="Read", unit=" images", leave=False, disable=None if len(files) > 100 else True):
+        try:
+            frames.append(processor([file], do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0])
+            read.append(file)
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            if not skip_bad_images:
+                raise InputError(
+                    f"{file} cannot be read: {error}. Pass --skip_bad_images to go on without such images."
+                ) from error
+            print(f"Skipped {file}, which cannot be read: {error}")
+    if not read:
+        raise InputError("None of the images can be read.")
+    return torch.cat(frames), read
+
+
+def run_inference(args: InferenceArguments, data_args) -> None:
+    """
+    Print one prediction per image, and write what else was asked for.
+
+    Args:
+        args ([`InferenceArguments`]): The model, the images, the outputs.
+        data_args ([`data.DataArguments`]): The dataset, where no files are named.
+
+    Raises:
+        InputError: any of them is wrong; nothing has been written then.
+    """
+    for path in filter(None, (args.output, args.grid)):
+        check_writable(Path(path).parent)
+    device = choose_device(args.device)
+    model, processor = hub.load_checkpoint(args.model)
+    model.to(device)
+    if args.do_center is not None:
+        processor.do_center = args.do_center
+    if args.do_invert is not None:
+        processor.do_invert = {"yes": True, "no": False, "auto": "auto"}[args.do_invert]
+
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if args.image:
+        frames, files = read_images(find_images(args.image), processor, data_args.skip_bad_images)
+        labels, label_names = None, names
+    else:
+        from .data import load_digits  # pulls in `datasets`, which files do without
+
+        digits = load_digits(data_args, processor, [args.split])[args.split]
+        digits = digits.select(slice(args.num_samples or None))
+        frames, labels, label_names = digits.images, digits.labels.tolist(), digits.names
+
+    predict(model, processor, frames[:1])  # the first pass on a device pays for its start
+    started = time.perf_counter()
+    probabilities = predict(model, processor, frames, args.batch_size)
+    seconds = time.perf_counter() - started
+
+    predictions = probabilities.argmax(1).tolist()
+    rows = []
+    for index, prediction in enumerate(predictions):
+        row = {"image": str(files[index])} if labels is None else {"index": index, "label": label_names[labels[index]]}
+        row |= {"prediction": names[prediction], "probability": round(probabilities[index, prediction].item(), 6)}
+        rows.append(row)
+        if labels is None:
+            line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
+        else:
+            is_right = row["label"] == row["prediction"]
+            line = f"Idx:{index} GT:{row['label']} Pred:{row['prediction']} isAcc:{is_right}"
+        if args.top_k > 1:
+            best = probabilities[index].topk(min(args.top_k, len(names)))
+            row["top_k"] = {names[i]: round(p, 6) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True)}
+            line += " Top:" + ",".join(f"{name}={p:.4f}" for name, p in row["top_k"].items())
+        print(line)
+        print("-" * 30)
+
+    speed = f"{len(rows) / seconds:,.0f} images/s on {device}"
+    if labels is None:
+        print(f"{len(rows):,} images, {speed}")
+    else:
+        right = sum(row["label"] == row["prediction"] for row in rows)
+        whole = f"{len(rows):,} {args.split} images of {digits.source}"
+        print(f"Accuracy: {right / len(rows):.2%} ({right:,} of {whole}), {speed}")
+    if args.output:
+        write_table(rows, Path(args.output))
+        print(f"Wrote {args.output}")
+    if args.grid:
+        from .plots import plot_predictions
+
+        plot_predictions(
+            frames, [row["prediction"] for row in rows], [row.get("label") for row in rows],
+            [row["probability"] for row in rows], Path(args.grid),
+        )  # fmt: skip
+        print(f"Wrote {args.grid}")
+
+
+def write_table(rows: list[dict], path: Path) -> None:
+    """Write rows to a .jsonl, .csv or .parquet file, whole or not at all."""
+    import pandas
+
+    table = pandas.DataFrame(rows)
+    if "top_k" in table:
+        table["top_k"] = table["top_k"].map(
+            lambda classes: [{"label": k, "probability": p} for k, p in classes.items()]
+        )
+    options = {".jsonl": {"orient": "records", "lines": True}}.get(path.suffix, {"index": False})
+    with replacing(path) as staging:
+        getattr(table, TABLE_WRITERS[path.suffix])(staging, **options)

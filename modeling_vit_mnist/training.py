@@ -1,0 +1,499 @@
+"""
+Training with transformers' `Trainer`: a recipe and flags in, a complete checkpoint folder out.
+
+A recipe is a YAML or JSON file of the same names as the flags; flags win over it. The checkpoint is chosen on the
+validation split, the test split is measured once, at the end. A run that was cut off goes on where its last complete
+checkpoint left it, and a folder that holds a different run is left alone.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from . import hub
+from .arguments import Parser
+from .configuration_vit_mnist import VitMnistConfig
+from .data import DataArguments, Digits, load_digits
+from .errors import InputError
+from .files import check_writable, write_text
+from .image_processing_vit_mnist import VitMnistImageProcessor
+from .metrics import VitMnistMetric
+from .modeling_vit_mnist import VitMnistForImageClassification
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
+RUN_FILE = "run.json"
+RESULTS_FILE = "all_results.json"
+# What Trainer puts into a checkpoint that training can go on from.
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+@dataclass
+class ModelArguments:
+    """The network: a checkpoint to start from, or fields of [`VitMnistConfig`], whose defaults hold where unset."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint folder or Hub id to fine-tune. Default: start from scratch."}
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of every token."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of transformer blocks."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads per block."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the MLP's hidden layer."})
+    hidden_act: str | None = field(default=None, metadata={"help": "Activation of the MLP, as transformers names it."})
+    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout on embeddings and branches."})
+    attention_probs_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout on attention."})
+    layer_norm_eps: float | None = field(default=None, metadata={"help": "Epsilon of every LayerNorm."})
+    image_size: int | None = field(default=None, metadata={"help": "Height and width that images are resized to."})
+    patch_size: int | None = field(default=None, metadata={"help": "Height and width of a patch."})
+    qkv_bias: bool | None = field(default=None, metadata={"help": "Whether queries, keys and values have a bias."})
+    initializer: str | None = field(default=None, metadata={"help": "xavier_uniform or trunc_normal."})
+    initializer_range: float | None = field(default=None, metadata={"help": "Standard deviation of positions."})
+    whiten_patches: bool = field(
+        default=False,
+        metadata={"help": "Start the patch embedding as the whitened principal components of training patches."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flex_attention, ... Eager is the fastest on a CPU at this size."}
+    )
+
+    def config_fields(self) -> dict:
+        """What was set of [`VitMnistConfig`]'s fields."""
+        fields = dataclasses.asdict(self)
+        for name in ("model_name_or_path", "whiten_patches", "attn_implementation"):
+            del fields[name]
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass
+class VitMnistTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments`, all of them, with plain Adam among the optimizers."""
+
+    optim: str = field(
+        default=TrainingArguments.default_optim,
+        metadata={"help": "'adam' for torch.optim.Adam, or any name that transformers' Trainer knows."},
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start anew in an output folder that holds another run, replacing it."}
+    )
+    keep_checkpoints: bool = field(
+        default=False, metadata={"help": "Keep the training checkpoints when the run has finished."}
+    )
+    push_sample_model: bool = field(
+        default=False, metadata={"help": "Allow --push_to_hub for a model trained on the kept sample only."}
+    )
+
+    def __post_init__(self):
+        self.wants_push = self.push_to_hub
+        self.push_to_hub = False  # Trainer would push incomplete folders; ours is pushed once, when it is complete.
+        asked, self.optim = self.optim, "adamw_torch" if self.optim == "adam" else self.optim
+        super().__post_init__()
+        self.optim = asked if asked == "adam" else self.optim
+        if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
+            raise InputError("Batch sizes must be at least 1.")
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise InputError(f"--num_train_epochs must be positive, got {self.num_train_epochs:g}.")
+
+    @property
+    def total_train_batch_size(self) -> int:
+        """Images per optimizer step, over all processes and accumulated batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, VitMnistTrainingArguments]:
+    """
+    Read a recipe (`--recipe FILE`, by default `configs/tiny.yaml`) and the flags that override it.
+
+    Raises:
+        InputError: an unknown flag or key, named with the nearest known one, or a value out of range.
+    """
+    parser = Parser(
+        [ModelArguments, DataArguments, VitMnistTrainingArguments],
+        prog="run_train.py",
+        description="Train a tiny Vision Transformer on MNIST and save it as a complete Hugging Face checkpoint.",
+    )
+    parser.add_argument(
+        "--recipe", default=str(DEFAULT_RECIPE), help="YAML or JSON file of flags, overridden by those given here."
+    )
+    recipe = parser.read_recipe(Path(parser.parse_known_args(argv)[0].recipe))
+    model_args, data_args, args, _ = parser.parse(recipe + argv)
+    return model_args, data_args, args
+
+
+def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClassification:
+    """
+    A new network, or a checkpoint's with a new head where the classes differ.
+
+    Args:
+        args ([`ModelArguments`]): The checkpoint, or the config's fields.
+        names (`list[str]`): Names of the classes.
+
+    Raises:
+        InputError: an impossible network, or a folder that holds no checkpoint of this kind.
+    """
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
+    if args.model_name_or_path:
+        if fields := args.config_fields():
+            raise InputError(f"--{next(iter(fields))} cannot be changed for the checkpoint {args.model_name_or_path}.")
+        model, _ = hub.load_checkpoint(args.model_name_or_path, ignore_mismatched_sizes=True, **labels, **attention)
+        return model
+    try:
+        return VitMnistForImageClassification(VitMnistConfig(**args.config_fields(), **labels, **attention))
+    except (ValueError, StrictDataclassError) as error:
+        raise InputError(str(error)) from error
+
+
+@torch.no_grad()
+def whiten_patch_embed(model: VitMnistForImageClassification, digits: Digits, num_images: int = 10_000) -> None:
+    """
+    Start the patch embedding as a random rotation of the whitened leading principal components of real patches, so
+    that its outputs are uncorrelated, centred and of unit variance: neighbouring pixels are nearly the same, which
+    makes any random projection badly conditioned. Whitening of patches after Coates and Ng (2012), as a first layer's
+    start after airbench (Jordan, 2024, https://arxiv.org/abs/2404.00498).
+
+    Args:
+        model: Its `vit.patch_embed.proj` is overwritten, where it is no wider than a patch has pixels.
+        digits: The patches of its first `num_images` images are measured.
+
+    Raises:
+        InputError: the embedding is wider than a patch has pixels.
+    """
+    proj = model.vit.patch_embed.proj
+    width, length = proj.weight.shape[0], proj.weight[0].numel()
+    if width > length:
+        raise InputError(
+            f"--whiten_patches needs a hidden size of at most {length}, the pixels of a patch, got {width}."
+        )
+    pixel_values = digits.processor.to_pixel_values(digits.images[:num_images])
+    patches = torch.nn.functional.unfold(pixel_values, proj.kernel_size, stride=proj.stride)  # (n, length, patches)
+    patches = patches.transpose(1, 2).reshape(-1, length).double()
+    variances, components = torch.linalg.eigh(patches.T.cov())  # ascending
+    variances, components = variances[-width:], components[:, -width:]
+    whitening = (components / (variances + 1e-3).sqrt()).T  # (width, length)
+    rotation = torch.linalg.qr(torch.randn(width, width, dtype=torch.double)).Q
+    weight = rotation @ whitening
+    proj.weight.copy_(weight.view_as(proj.weight))
+    proj.bias.copy_(-(weight @ patches.mean(0)))
+
+
+class VitMnistTrainer(Trainer):
+    """`Trainer` with plain Adam, and without its bookkeeping that costs more than a step of this network."""
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model=None):
+        if args.optim == "adam":
+            return torch.optim.Adam, {
+                "lr": args.learning_rate,
+                "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+                "fused": True,
+            }
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """As timm: tokens and positions are no weights that should decay."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith(("cls_token", "pos_embed"))]
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Only where gradients are clipped: measuring the norm for the log alone takes a tenth of a step."""
+        return super()._get_grad_norm(model, grad_norm=grad_norm) if self.args.max_grad_norm > 0 else None
+
+    def floating_point_ops(self, inputs) -> int:
+        """The usual 6 operations per weight and token, counted without walking over the parameters at every step."""
+        if not hasattr(self, "_flops_per_image"):
+            self._flops_per_image = 6 * self.model.num_parameters() * (1 + self.model.config.num_patches)
+        return self._flops_per_image * len(inputs["pixel_values"])
+
+
+class RunReport(TrainerCallback):
+    """Prints a line per epoch: what a person follows a run by."""
+
+    def __init__(self):
+        self.loss = float("nan")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = logs.get("loss", self.loss)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.is_world_process_zero and "eval_accuracy" in metrics:
+            best = "  best" if metrics["eval_accuracy"] == state.best_metric else ""
+            _write(
+                f"Epoch {state.epoch:5.1f} of {state.num_train_epochs}  loss {self.loss:.4f}  validation loss "
+                f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}"
+            )
+
+
+class QuietProgress(ProgressCallback):
+    """Trainer's progress bar without its dictionaries."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+
+def _write(line: str) -> None:
+    tqdm.write(line, file=sys.stdout)
+
+
+@hub.without_progress_bars()  # one per saved checkpoint; Trainer's own bar stays
+def train(model_args: ModelArguments, data_args: DataArguments, args: VitMnistTrainingArguments) -> dict:
+    """
+    Train, choose on validation, measure test once and save everything to `args.output_dir`.
+
+    Returns:
+        `dict`: What `all_results.json` holds.
+
+    Raises:
+        InputError: wrong input of any kind, or an output folder that holds another run.
+        OSError: the folder cannot be written; what it held stays.
+    """
+    started = time.time()
+    is_main = args.process_index == 0
+    if not is_main:
+        logging.getLogger(__package__).setLevel(logging.ERROR)
+    if is_main:
+        check_writable(Path(args.output_dir))
+    set_seed(args.seed)
+    with args.main_process_first(desc="dataset"):
+        if model_args.model_name_or_path:
+            _, processor = hub.load_checkpoint(model_args.model_name_or_path)
+        else:
+            processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
+        digits = load_digits(data_args, processor)
+    if args.wants_push and digits["train"].is_sample and not args.push_sample_model:
+        raise InputError(
+            "This run uses the kept sample, no match for MNIST, so --push_to_hub is refused: pass --dataset_name for "
+            "the full set, or --push_sample_model to push all the same."
+        )
+    model = build_model(model_args, digits["train"].names)
+    if model_args.whiten_patches and not model_args.model_name_or_path:
+        whiten_patch_embed(model, digits["train"])
+    run = describe_run(model, model_args, data_args, args, digits)
+    with args.main_process_first(desc="output folder"):
+        checkpoint = prepare_output_dir(Path(args.output_dir), run, args)
+    if checkpoint is not None and checkpoint.name == RESULTS_FILE:
+        results = json.loads(checkpoint.read_text())
+        if is_main:
+            print(f"This run has already finished in {args.output_dir} (--overwrite trains it again).")
+            print_results(results)
+        return results
+    if is_main:
+        print(
+            f"Data: {', '.join(f'{len(split):,} {name}' for name, split in digits.items())} images of "
+            f"{digits['train'].source}"
+        )
+        print(f"Total parameters: {model.num_parameters():,}")
+        if checkpoint is not None:
+            print(f"Resuming from {checkpoint}")
+
+    trainer = VitMnistTrainer(
+        model=model,
+        args=args,
+        train_dataset=digits["train"],
+        eval_dataset=digits["validation"],
+        data_collator=Digits.collate,
+        processing_class=processor,
+        compute_metrics=lambda output: {
+            name: value for name, value in compute_metrics(output).items() if isinstance(value, float)
+        },
+        callbacks=[RunReport()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(QuietProgress())
+    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.remove_callback(RunReport)
+    results = measure(trainer, digits)
+    results |= {
+        "train_loss": output.metrics["train_loss"],
+        "train_runtime": output.metrics["train_runtime"],
+        "duration": time.time() - started,
+        "ended_at": datetime.now().isoformat(sep=" ", timespec="seconds"),
+        "device": describe_device(args),
+    }
+    if is_main:
+        save_run(trainer, processor, run, results, Path(args.output_dir))
+        print_results(results)
+        print(f"Saved to {args.output_dir}")
+        if args.wants_push:
+            url = hub.push(
+                args.output_dir,
+                args.hub_model_id or Path(args.output_dir).name,
+                args.hub_token,
+                private=bool(args.hub_private_repo),
+            )
+            print(f"Pushed to {url}")
+    return results
+
+
+def measure(trainer: Trainer, digits: dict[str, Digits]) -> dict:
+    """What the chosen checkpoint does on validation, and, this once, on test."""
+    state = trainer.state
+    validation = trainer.evaluate()
+    test = trainer.predict(digits["test"], metric_key_prefix="test")
+    metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
+    best_step = state.best_global_step or state.global_step
+    return {
+        "dataset": digits["train"].source,
+        "parameters": trainer.model.num_parameters(),
+        "epoch": state.num_train_epochs,
+        "best_epoch": round(best_step * state.num_train_epochs / state.max_steps, 2),
+        **{f"{name}_samples": len(split) for name, split in digits.items()},
+        "eval_loss": validation["eval_loss"],
+        "eval_accuracy": validation["eval_accuracy"],
+        "test_loss": test.metrics["test_loss"],
+        **{f"test_{name}": value for name, value in metrics.items()},
+    }
+
+
+def compute_metrics(output: transformers.EvalPrediction) -> dict:
+    """[`VitMnistMetric`] of logits of shape `(n, classes)` and labels `(n,)`."""
+    probabilities = torch.from_numpy(output.predictions).double().softmax(-1).numpy()
+    metric = VitMnistMetric(keep_in_memory=True)
+    return metric.compute(predictions=probabilities, references=output.label_ids)
+
+
+def describe_run(
+    model: VitMnistForImageClassification,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: VitMnistTrainingArguments,
+    digits: dict[str, Digits],
+) -> dict:
+    """Everything that decides how a run turns out: two runs of the same description are the same run."""
+    network = json.loads(model.config.to_json_string())
+    for name in ("auto_map", "transformers_version", "architectures", "dtype"):
+        network.pop(name, None)
+    training = (
+        "seed", "data_seed", "num_train_epochs", "max_steps", "total_train_batch_size", "optim", "learning_rate",
+        "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+        "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "metric_for_best_model",
+    )  # fmt: skip
+    data = {name: len(split) for name, split in digits.items()}
+    data |= {"source": digits["train"].source, "split_seed": data_args.split_seed}
+    start = {"model_name_or_path": model_args.model_name_or_path, "whiten_patches": model_args.whiten_patches}
+    values = {name: getattr(args, name) for name in training}
+    run = {"model": network | start, "data": data, "training": values}
+    return json.loads(json.dumps(run, default=str))
+
+
+def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments) -> Path | None:
+    """
+    Decide what to do with what the output folder holds.
+
+    Returns:
+        `None` to start anew, the checkpoint to resume from, or the results file of this run where it has finished.
+
+    Raises:
+        InputError: it holds a different run, or something else, and `--overwrite` was not given.
+    """
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if missing := [name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()]:
+            raise InputError(f"{checkpoint} is no complete checkpoint: {missing[0]} is missing.")
+        _write_run(folder, run, args)
+        return checkpoint
+    if args.overwrite:
+        if args.process_index == 0:
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            for name in (RESULTS_FILE, RUN_FILE):
+                (folder / name).unlink(missing_ok=True)
+    elif folder.is_dir() and any(folder.iterdir()):
+        try:
+            previous = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{folder} is not empty and holds no run: choose another --output_dir or pass --overwrite."
+            ) from error
+        if differences := list(_differences(previous, run)):
+            raise InputError(
+                f"{folder} holds a different run ({'; '.join(differences[:3])}): choose another --output_dir or pass "
+                "--overwrite."
+            )
+        if (folder / RESULTS_FILE).is_file():
+            return folder / RESULTS_FILE
+        return last_complete_checkpoint(folder)
+    _write_run(folder, run, args)
+    return None
+
+
+def _differences(previous: dict, run: dict):
+    for part in run:
+        for name in sorted(previous.get(part, {}).keys() | run[part].keys()):
+            there, here = previous.get(part, {}).get(name), run[part].get(name)
+            if there != here:
+                yield f"{name} {there} there, {here} here"
+
+
+def _write_run(folder: Path, run: dict, args: VitMnistTrainingArguments) -> None:
+    if args.process_index == 0:
+        write_text(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """
+    The latest checkpoint that training can go on from. A run killed while it saved leaves an incomplete one, which
+    transformers' `get_last_checkpoint` would take.
+    """
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError):
+            logger.warning("Skipping %s, which is incomplete.", checkpoint)
+            continue
+        if all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
+            return checkpoint
+    return None
+
+
+def describe_device(args: TrainingArguments) -> str:
+    """The device in words, for the record of a run."""
+    if args.device.type == "cuda":
+        name = torch.cuda.get_device_name(args.device)
+    else:
+        name = f"{args.device.type}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    return name if args.world_size == 1 else f"{args.world_size} processes, each {name}"
+
+
+def print_results(results: dict) -> None:
+    """The facts that the original system ended with."""
+    print(f"Best accuracy: {results['eval_accuracy']:.2%} on validation, epoch {results['best_epoch']:g}")
+    print(f"Test accuracy: {results['test_accuracy']:.2%} of {results['test_samples']:,} images")
+    print(f"Ended at: {results['ended_at']}")
+    print(f"Duration: {timedelta(seconds=round(results['duration']))}")
+
+
+def save_run(
+    trainer: VitMnistTrainer, processor: VitMnistImageProcessor, run: dict, results: dict, folder: Path
+) -> None:
+    """Write the complete checkpoint folder and drop the training checkpoints, which only serve to resume."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model.config.__dict__.pop("use_cache", None)  # Trainer's mark
+    history = {"log_history": trainer.state.log_history}
+    hub.save_checkpoint(
+        folder,
+        model,
+        processor,
+        card=hub.fill_card(run, results),
+        records={"history.json": history, RUN_FILE: run, RESULTS_FILE: results},
+    )
+    if not trainer.args.keep_checkpoints:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)

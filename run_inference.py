@@ -1,0 +1,28 @@
+"""
+Predict digits.
+
+    python run_inference.py                                  # the kept checkpoint on 64 test digits
+    python run_inference.py --num_samples 0 --grid grid.png  # all of them, and a picture
+    python run_inference.py --image photo.png scans/ --do_center true --do_invert auto --top_k 3
+"""
+
+import sys
+
+from modeling_vit_mnist.errors import run_script
+
+
+def main() -> None:
+    from modeling_vit_mnist.arguments import Parser
+    from modeling_vit_mnist.data import DataArguments
+    from modeling_vit_mnist.inference import InferenceArguments, run_inference
+
+    parser = Parser(
+        [InferenceArguments, DataArguments],
+        prog="run_inference.py",
+        description="Predict digits of a dataset or of image files with a trained checkpoint.",
+    )
+    run_inference(*parser.parse(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_script(main)
