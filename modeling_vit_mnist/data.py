@@ -252,7 +252,7 @@ def _load_from_folder(folder: Path) -> datasets.DatasetDict | datasets.Dataset:
         return datasets.load_dataset(str(folder))
     except InputError:
         raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except Exception as error:  # each of the formats has errors of its own
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"The dataset in {folder} cannot be read: {reason[0]}") from error
 

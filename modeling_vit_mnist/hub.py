@@ -89,9 +89,8 @@ def load_checkpoint(
             raise
         raise InputError(f"The checkpoint in {name} cannot be read: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        raise InputError(
-            f"The weights in {name} are not this model's: {missing[0]} and {len(missing) - 1} others lack."
-        )
+        more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
+        raise InputError(f"The weights in {name} are not this model's: {missing[0]}{more}.")
     return model, processor
 
 

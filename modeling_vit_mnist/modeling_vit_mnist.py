@@ -90,6 +90,8 @@ class VitMnistAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
 
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if batch_size == 0:  # transformers' sdpa cannot reshape an empty batch
+            attention = eager_attention_forward
         attended, probabilities = attention(
             self,
             query,

@@ -1,0 +1,224 @@
+"""Saved folders in fresh processes, with the package and without it, and folders that are no checkpoint."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
+from modeling_vit_mnist.errors import InputError
+
+from .conftest import ROOT
+from .loopback_hub import loopback_hub
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A complete folder, and the logits its model gives for a picture of ones."""
+    folder = tmp_path_factory.mktemp("hub") / "vit-mnist.v1"
+    torch.manual_seed(0)
+    model = VitMnistForImageClassification(VitMnistConfig()).eval()
+    hub.save_checkpoint(folder, model, VitMnistImageProcessor(), card="# card", records={"all_results.json": {}})
+    return folder, model(torch.ones(1, 1, 28, 28)).logits
+
+
+LOAD_ALL = """
+import sys, torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+{setup}
+folder, options = {folder!r}, {options}
+config = AutoConfig.from_pretrained(folder, **options)
+encoder = AutoModel.from_pretrained(folder, **options)
+model = AutoModelForImageClassification.from_pretrained(folder, **options)
+processor = AutoImageProcessor.from_pretrained(folder, **options)
+assert config.model_type == "vit_mnist" and config.id2label[7] == "7"
+assert type(encoder).__name__ == "VitMnistModel" and type(model).__name__ == "VitMnistForImageClassification"
+assert type(processor).__name__ == "VitMnistImageProcessor"
+assert processor(torch.zeros(28, 28), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)
+torch.testing.assert_close(model(torch.ones(1, 1, 28, 28)).logits, torch.tensor({logits}))
+assert encoder(torch.ones(1, 1, 28, 28)).pooler_output.shape == (1, 8)
+print("loaded", type(model).__module__)
+"""
+
+
+def in_a_fresh_process(code: str, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_loads_with_the_package_and_no_flag(saved, tmp_path):
+    folder, logits = saved
+    code = LOAD_ALL.format(
+        setup=f"sys.path.insert(0, {str(ROOT)!r}); import modeling_vit_mnist",
+        folder=str(folder), options={}, logits=logits.tolist(),
+    )  # fmt: skip
+    done = in_a_fresh_process(code, tmp_path)
+    assert "loaded modeling_vit_mnist.modeling_vit_mnist" in done.stdout, done.stderr
+
+
+def test_loads_without_the_package_by_trust_remote_code(saved, tmp_path):
+    folder, logits = saved
+    code = LOAD_ALL.format(
+        setup="sys.modules['modeling_vit_mnist'] = None  # importing it now fails",
+        folder=str(folder), options={"trust_remote_code": True}, logits=logits.tolist(),
+    )  # fmt: skip
+    done = in_a_fresh_process(code, tmp_path)
+    assert "loaded transformers_modules." in done.stdout, done.stderr
+
+
+def test_importing_the_package_is_cheap(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import modeling_vit_mnist\n"
+        "print(*({'datasets', 'evaluate', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)))"
+    )
+    done = in_a_fresh_process(code, tmp_path)
+    assert done.stdout.strip() == "", done.stdout + done.stderr
+
+
+def test_saving_again_what_was_loaded_as_remote_code_stays_complete(saved, tmp_path):
+    folder, _ = saved
+    code = f"""
+import sys
+sys.modules["modeling_vit_mnist"] = None
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+for auto in (AutoModelForImageClassification, AutoImageProcessor):
+    auto.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained({str(tmp_path / "again")!r})
+"""
+    done = in_a_fresh_process(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "again"
+    assert {path.name for path in again.iterdir()} >= {
+        "model.safetensors", "config.json", "preprocessor_config.json", "configuration_vit_mnist.py",
+        "modeling_vit_mnist.py", "image_processing_vit_mnist.py",
+    }  # fmt: skip
+    maps = [json.loads((path / "config.json").read_text())["auto_map"] for path in (folder, again)]
+    assert maps[0] == maps[1] and len(maps[0]) == 4
+
+
+def break_checkpoint(folder, kind):
+    weights = folder / "model.safetensors"
+    if kind == "no weights":
+        weights.unlink()
+    elif kind == "no config":
+        (folder / "config.json").unlink()
+    elif kind == "another model":
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+    elif kind == "torn config":
+        (folder / "config.json").write_text('{"model_type": ')
+    elif kind == "torn weights":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif kind == "other weights":
+        save_file({"a": torch.zeros(1)}, weights, metadata={"format": "pt"})
+    elif kind == "one weight less":
+        state = load_file(weights)
+        del state["vit.norm.weight"]
+        save_file(state, weights, metadata={"format": "pt"})
+    elif kind == "other shapes":
+        state = load_file(weights)
+        state["head.weight"] = torch.zeros(26, 8)
+        save_file(state, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("no weights", "holds no weights: model.safetensors is missing"),
+        ("no config", "holds no checkpoint: config.json is missing"),
+        ("another model", "holds a model of type 'bert', not 'vit_mnist'"),
+        ("torn config", "cannot be read"),
+        ("torn weights", "cannot be read"),
+        ("other weights", "are not this model's: .* and 31 more are missing"),
+        ("one weight less", "are not this model's: vit.norm.weight is missing"),
+        ("other shapes", "cannot be read"),
+    ],
+)
+def test_what_is_no_checkpoint_gets_one_line(saved, tmp_path, kind, says, run_script):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in saved[0].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    break_checkpoint(folder, kind)
+    with pytest.raises(InputError, match=says):
+        hub.load_checkpoint(folder)
+    done = run_script("run_inference.py", "--model", folder)
+    assert done.code == 2
+    assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_hub_id_that_cannot_be_reached_is_a_failure(run_script):
+    done = run_script("run_inference.py", "--model", "someone/vit-mnist")
+    assert done.code == 1
+    assert "someone/vit-mnist is no folder here and cannot be had from the Hub" in done.err
+
+
+RESULTS = {
+    "dataset": "ylecun/mnist", "parameters": 1850, "epoch": 3, "best_epoch": 2.0, "train_samples": 55000,
+    "validation_samples": 5000, "test_samples": 10000, "eval_loss": 0.2, "eval_accuracy": 0.95, "test_loss": 0.19,
+    "test_accuracy": 0.9512, "test_macro_f1": 0.95, "test_per_class_accuracy": [0.9] * 9 + [None],
+    "test_confusion_matrix": [[0] * 10] * 10, "test_expected_calibration_error": 0.01, "train_loss": 0.3,
+    "train_runtime": 60.0, "duration": 70.0, "ended_at": "2026-01-01 00:00:00", "device": "cpu, 2 threads",
+}  # fmt: skip
+
+
+def test_card_is_filled_and_its_metadata_complete(saved):
+    run = {"model": json.loads((saved[0] / "config.json").read_text()), "data": {}, "training": {"seed": 0}}
+    card = hub.fill_card(run, RESULTS)
+    _, header, body = card.split("---\n", 2)
+    data = yaml.safe_load(header)
+    assert (data["pipeline_tag"], data["library_name"], data["license"]) == (
+        "image-classification",
+        "transformers",
+        "mit",
+    )
+    assert data["datasets"] == ["ylecun/mnist"] and "accuracy" in data["metrics"]
+    measured = data["model-index"][0]["results"][0]
+    assert measured["dataset"]["split"] == "test" and measured["metrics"][0]["value"] == 0.9512
+    assert "95.12" in body and "1,850" in body
+    assert not re.search(r"\{\{|\}\}|\{%|None|Undefined", body)
+
+
+def test_card_of_the_sample_says_so(saved):
+    run = {"model": json.loads((saved[0] / "config.json").read_text()), "data": {}, "training": {"seed": 0}}
+    card = hub.fill_card(run, RESULTS | {"dataset": "mnist-5k"})
+    assert "kept sample" in card
+    assert "datasets" not in yaml.safe_load(card.split("---\n", 2)[1])
+
+
+def test_push_and_pull(saved, tmp_path):
+    """Train with --push_to_hub against a Hub on this machine; load what it got in a process without the package."""
+    with loopback_hub() as (endpoint, repositories):
+        online = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_dummy",
+            "HF_HOME": str(tmp_path / "hf"),
+        }
+        done = subprocess.run(
+            [
+                sys.executable, "run_train.py", "--dataset_name", str(ROOT / "data" / "mnist-5k"), "--output_dir",
+                str(tmp_path / "run"), "--max_steps", "2", "--keep_checkpoints", "--save_strategy", "steps",
+                "--save_steps", "1", "--load_best_model_at_end", "False", "--push_to_hub", "--push_sample_model",
+                "--hub_model_id", "me/vit-mnist",
+            ],
+            cwd=ROOT, env=os.environ | online, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert f"Pushed to {endpoint}/me/vit-mnist" in done.stdout, done.stderr
+        assert list((tmp_path / "run").glob("checkpoint-*/optimizer.pt"))
+        files = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
+        assert set(repositories["me/vit-mnist"]) == files
+        assert str(tmp_path).encode() not in b"".join(repositories["me/vit-mnist"].values())
+
+        logits = hub.load_checkpoint(tmp_path / "run")[0](torch.ones(1, 1, 28, 28)).logits.tolist()
+        code = LOAD_ALL.format(
+            setup="sys.modules['modeling_vit_mnist'] = None", folder="me/vit-mnist",
+            options={"trust_remote_code": True, "revision": "c" * 40}, logits=logits,
+        )  # fmt: skip
+        pulled = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | online, capture_output=True, text=True
+        )
+        assert "loaded transformers_modules." in pulled.stdout, pulled.stderr

@@ -1,0 +1,271 @@
+"""The network against transformers' and timm's, which compute the same from the same weights."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistModel
+
+
+WIDE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
+
+
+def make(seed=0, dtype=torch.float32, attn="eager", **fields):
+    torch.manual_seed(seed)
+    model = VitMnistForImageClassification(VitMnistConfig(attn_implementation=attn, **fields)).to(dtype)
+    with torch.no_grad():  # biases and LayerNorms start as zeros and ones, which would hide their mistakes
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def batch(size=5, dtype=torch.float32, side=28, channels=1):
+    generator = torch.Generator().manual_seed(size)
+    pixel_values = torch.randn(size, channels, side, side, generator=generator, dtype=torch.float64).to(dtype)
+    return pixel_values, torch.randint(10, (size,), generator=generator)
+
+
+def in_tree_names(model) -> dict[str, list[str]]:
+    """Our parameter names to transformers' (three for the fused projection to queries, keys and values)."""
+    names = {
+        "vit.cls_token": ["vit.embeddings.cls_token"],
+        "vit.pos_embed": ["vit.embeddings.position_embeddings"],
+    }
+    for end in ("weight", "bias"):
+        names[f"vit.patch_embed.proj.{end}"] = [f"vit.embeddings.patch_embeddings.projection.{end}"]
+        names[f"vit.norm.{end}"] = [f"vit.layernorm.{end}"]
+        names[f"head.{end}"] = [f"classifier.{end}"]
+        for i in range(model.config.num_hidden_layers):
+            ours, theirs = f"vit.blocks.{i}", f"vit.layers.{i}"
+            names[f"{ours}.attn.qkv.{end}"] = [f"{theirs}.attention.{x}_proj.{end}" for x in "qkv"]
+            names[f"{ours}.attn.proj.{end}"] = [f"{theirs}.attention.o_proj.{end}"]
+            names[f"{ours}.norm1.{end}"] = [f"{theirs}.layernorm_before.{end}"]
+            names[f"{ours}.norm2.{end}"] = [f"{theirs}.layernorm_after.{end}"]
+            names[f"{ours}.mlp.fc1.{end}"] = [f"{theirs}.mlp.fc1.{end}"]
+            names[f"{ours}.mlp.fc2.{end}"] = [f"{theirs}.mlp.fc2.{end}"]
+    return {ours: theirs for ours, theirs in names.items() if ours in dict(model.named_parameters())}
+
+
+def in_tree_twin(model, attn="eager") -> ViTForImageClassification:
+    config = model.config
+    twin = ViTForImageClassification(
+        ViTConfig(
+            **{
+                name: getattr(config, name)
+                for name in (
+                    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+                    "layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias", "num_labels",
+                )
+            },
+            attn_implementation=attn,
+        )
+    )  # fmt: skip
+    state = {}
+    for ours, theirs in in_tree_names(model).items():
+        state |= zip(theirs, model.state_dict()[ours].chunk(len(theirs)), strict=True)
+    twin.to(model.dtype).load_state_dict(state)
+    return twin.eval()
+
+
+@pytest.mark.parametrize("fields", [{}, WIDE, {"qkv_bias": False, "patch_size": 4, "hidden_act": "relu"}])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_equals_in_tree_vit(fields, dtype, tolerance):
+    model = make(dtype=dtype, **fields)
+    # In float64 against sdpa: the in-tree eager attention takes its softmax in float32.
+    twin = in_tree_twin(model, attn="eager" if dtype == torch.float32 else "sdpa")
+    pixel_values, labels = batch(dtype=dtype)
+    ours = model(pixel_values, labels=labels, output_hidden_states=True, output_attentions=True)
+    theirs = twin(pixel_values, labels=labels, output_hidden_states=True, output_attentions=dtype == torch.float32)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours.hidden_states, theirs.hidden_states, rtol=0, atol=tolerance)
+    if dtype == torch.float32:
+        torch.testing.assert_close(ours.attentions, theirs.attentions, rtol=0, atol=tolerance)
+
+    ours.loss.backward()
+    theirs.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    for name, others in in_tree_names(model).items():
+        expected = torch.cat([gradients[other] for other in others])
+        torch.testing.assert_close(model.get_parameter(name).grad, expected, rtol=0, atol=tolerance)
+
+
+def test_equals_timm():
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except Exception as error:  # a torchvision of another build raises RuntimeError
+        pytest.skip(f"timm cannot be imported: {error}")
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        model = make(dtype=dtype)
+        twin = VisionTransformer(
+            img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=8, depth=2, num_heads=2, mlp_ratio=2,
+        ).to(dtype).eval()  # fmt: skip
+        twin.load_state_dict({name.removeprefix("vit."): value for name, value in model.state_dict().items()})
+        pixel_values, labels = batch(dtype=dtype)
+        loss = model(pixel_values, labels=labels).loss
+        logits = twin(pixel_values)
+        torch.testing.assert_close(model(pixel_values).logits, logits, rtol=0, atol=tolerance)
+        loss.backward()
+        nn.functional.cross_entropy(logits, labels).backward()
+        for name, parameter in twin.named_parameters():
+            ours = model.get_parameter(name if name.startswith("head") else f"vit.{name}")
+            torch.testing.assert_close(ours.grad, parameter.grad, rtol=0, atol=tolerance)
+
+
+def test_has_1850_parameters():
+    # patches 8*49+8, CLS 8, positions 17*8; per block 2 norms 32, qkv 216, proj 72, MLP 144+136; norm 16; head 90
+    assert make().num_parameters() == 400 + 8 + 136 + 2 * (32 + 216 + 72 + 280) + 16 + 90 == 1850
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "flex_attention"])
+@torch.no_grad()  # flex attention has no backward pass on CPUs
+def test_attention_implementations_agree(attn):
+    pixel_values, _ = batch()
+    expected = make(**WIDE)(pixel_values).logits
+    torch.testing.assert_close(make(attn=attn, **WIDE)(pixel_values).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_outputs_are_shaped_as_documented():
+    model, (pixel_values, labels) = make(), batch()
+    output = model(pixel_values, labels=labels, output_hidden_states=True, output_attentions=True)
+    assert output.logits.shape == (5, 10)
+    assert [tuple(state.shape) for state in output.hidden_states] == [(5, 17, 8)] * 3
+    assert [tuple(attention.shape) for attention in output.attentions] == [(5, 2, 17, 17)] * 2
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(5, 2, 17))
+    encoded = model.vit(pixel_values)
+    assert encoded.last_hidden_state.shape == (5, 17, 8)
+    assert torch.equal(encoded.pooler_output, encoded.last_hidden_state[:, 0])
+    loss, logits = model(pixel_values, labels=labels, return_dict=False)
+    assert torch.equal(loss, output.loss) and torch.equal(logits, output.logits)
+
+
+def test_num_items_in_batch_averages_over_accumulated_batches():
+    model, (pixel_values, labels) = make(), batch(8)
+    whole = model(pixel_values, labels=labels).loss
+    parts = [model(pixel_values[s], labels=labels[s], num_items_in_batch=8).loss for s in (slice(0, 3), slice(3, 8))]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_smallest_batches(size):
+    pixel_values, _ = batch(size)
+    for attn in ("eager", "sdpa"):
+        assert make(attn=attn)(pixel_values).logits.shape == (size, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    pixel_values, labels = batch()
+    expected = make()(pixel_values, labels=labels)
+    model = make().to(dtype)
+    output = model(pixel_values, labels=labels)  # float32 in: cast by the model
+    assert output.logits.dtype == dtype and output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.logits.float(), expected.logits, rtol=0, atol=0.1)
+    output.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_autocast():
+    model, (pixel_values, labels) = make(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(pixel_values, labels=labels)
+    torch.testing.assert_close(output.logits.float(), model(pixel_values).logits, rtol=0, atol=0.1)
+    assert output.loss.dtype == torch.float32
+
+
+def test_compiles_as_one_graph():
+    model, (pixel_values, labels) = make(attn="sdpa"), batch()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(pixel_values, labels=labels).loss, model(pixel_values, labels=labels).loss)
+
+
+def test_activation_checkpointing_changes_nothing():
+    pixel_values, labels = batch()
+    gradients = []
+    for checkpointing in (False, True):
+        model = make().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(pixel_values, labels=labels).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_other_image_sizes_as_in_tree():
+    model = make()
+    pixel_values, _ = batch(side=42)
+    expected = in_tree_twin(model)(pixel_values, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(model(pixel_values, interpolate_pos_encoding=True).logits, expected, rtol=0, atol=1e-5)
+    same_size, _ = batch()
+    assert torch.equal(model(same_size, interpolate_pos_encoding=True).logits, model(same_size).logits)
+    wide = torch.randn(2, 1, 28, 49)
+    assert model(wide, interpolate_pos_encoding=True).logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((2, 3, 28, 28), r"\(batch, 1, height, width\), got \(2, 3, 28, 28\)"),
+        ((28, 28), r"got \(28, 28\)"),
+        ((2, 1, 30, 30), "multiples of the patch size 7, got 30x30"),
+        ((2, 1, 35, 35), "takes images of 28x28, got 35x35"),
+    ],
+)
+def test_wrong_shapes_get_a_sentence(shape, says):
+    with pytest.raises(ValueError, match=says):
+        make()(torch.zeros(shape))
+
+
+def test_dropout_only_in_training():
+    model, (pixel_values, _) = make(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), batch()
+    assert torch.equal(model(pixel_values).logits, model(pixel_values).logits)
+    model.train()
+    assert not torch.equal(model(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("initializer", ["xavier_uniform", "trunc_normal"])
+def test_initialisation(initializer):
+    torch.manual_seed(0)
+    width = 240
+    config = VitMnistConfig(
+        hidden_size=width, num_attention_heads=2, initializer=initializer, initializer_range=0.05, num_hidden_layers=1
+    )
+    model = VitMnistForImageClassification(config)
+    block = model.vit.blocks[0]
+    fans = {
+        block.attn.qkv: (width, 3 * width),
+        block.mlp.fc1: (width, 2 * width),
+        model.vit.patch_embed.proj: (49, width),
+    }
+    for module, (fan_in, fan_out) in fans.items():
+        # Glorot: variance 2 / (fan_in + fan_out). A normal cut at 2 sigma keeps 0.88 of its deviation.
+        expected = (2 / (fan_in + fan_out)) ** 0.5 if initializer == "xavier_uniform" else 0.05 * 0.88
+        assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+        assert not module.bias.any()
+    assert model.vit.pos_embed.std().item() == pytest.approx(0.05 * 0.88, rel=0.1)
+    assert (model.vit.norm.weight == 1).all() and model.vit.cls_token.any()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_from_pretrained_keeps_every_weight(tmp_path, device):
+    model = make()
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    if device == "meta":
+        with torch.device("meta"):  # as transformers does inside from_pretrained
+            assert VitMnistForImageClassification(model.config).vit.cls_token.is_meta
+    loaded, info = VitMnistForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    encoder = VitMnistModel.from_pretrained(tmp_path)
+    assert torch.equal(encoder.pos_embed, model.vit.pos_embed)
+
+
+def test_new_head_for_other_classes(tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    other = VitMnistForImageClassification.from_pretrained(tmp_path, num_labels=26, ignore_mismatched_sizes=True)
+    assert other.head.weight.shape == (26, 8) and 0 < other.head.weight.std() < 1
+    assert torch.equal(other.vit.pos_embed, model.vit.pos_embed)

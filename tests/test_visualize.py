@@ -1,0 +1,117 @@
+"""Every view prints the facts it should and draws a picture that can be read."""
+
+import PIL.Image
+import pytest
+import torch
+
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub, plots
+
+from .conftest import SAMPLE
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    history = [entry for epoch in (1.0, 2.0) for entry in (
+        {"epoch": epoch, "loss": 2 / epoch, "learning_rate": 0.01 * epoch},
+        {"epoch": epoch, "eval_loss": 1 / epoch, "eval_accuracy": 0.5 * epoch - 0.1},
+    )]  # fmt: skip
+    hub.save_checkpoint(
+        folder, VitMnistForImageClassification(VitMnistConfig()), VitMnistImageProcessor(), card="",
+        records={"history.json": {"log_history": history}},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def view(run_script, checkpoint, tmp_path):
+    def run(name, *arguments):
+        return run_script(
+            "run_visualize.py", name, "--model", checkpoint, "--output_dir", tmp_path / "pictures",
+            "--dataset_name", SAMPLE, *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["data", "attention", "training", "mistakes"])
+def test_pictures(view, name, tmp_path):
+    done = view(name)
+    assert done.code == 0, done.err
+    picture = tmp_path / "pictures" / f"{name}.png"
+    assert f"Wrote {picture}" in done.out
+    image = PIL.Image.open(picture)
+    assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
+
+
+def test_data_facts(view, sample):
+    out = view("data").out
+    pixels = torch.cat([sample["train"].images, sample["validation"].images]).double() / 255
+    assert "Train:   4,000 images (3,667 to train on, 333 for validation)" in out
+    assert "Test:    1,000 images" in out
+    assert f"{pixels.mean():.4f} measured on train, 0.1307 used" in out
+    assert f"{(pixels**2).mean().sub(pixels.mean() ** 2).sqrt():.4f} measured on train, 0.3081 used" in out
+    assert "Batch: images [64, 1, 28, 28], labels [64]" in out
+
+
+def test_facts_of_full_mnist(run_script, mnist, tmp_path):
+    out = run_script("run_visualize.py", "data", "--dataset_name", mnist, "--output_dir", tmp_path).out
+    assert "Train:   60,000 images" in out
+    assert "0.1307 measured" in out and "0.3081 measured" in out
+
+
+def test_parameter_table_counts_every_parameter(checkpoint):
+    model, _ = hub.load_checkpoint(checkpoint)
+    rows = [line.split("  ") for line in plots.parameter_table(model).splitlines()]
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows if not row[0].startswith("---")]
+    values = {name: getattr(model.config, name) for name in (
+        "hidden_size", "num_channels", "patch_size", "num_patches", "intermediate_size", "num_labels")}  # fmt: skip
+    total = 0
+    for _, shape, count, meaning in rows[1:-1]:
+        total += int(count)
+        formula = meaning.removeprefix("(q, k, v) ").replace(" x ", " * ")
+        assert eval(formula, {}, values) == int(count) == eval(shape.replace(" x ", "*"))
+    assert len(rows) == 2 + 32 and rows[-1] == ["total", "1,850"] and total == 1850
+
+
+def test_shapes_after_every_stage(view):
+    out = view("model", "--batch_size", "3").out
+    stages = [line.strip().split("  ")[0] for line in out.splitlines() if line.endswith("]")]
+    assert stages[:3] == [
+        "pixel_values",
+        "patch_embed (patches, projected)",
+        "pos_drop (with CLS token and positions)",
+    ]
+    for line in (
+        "pixel_values                                 [3, 1, 28, 28]",
+        "[3, 16, 8]",
+        "[3, 17, 24]",
+        "[3, 17, 16]",
+    ):
+        assert line in out
+    assert out.rstrip().endswith("[3, 10]") and len(stages) == 3 + 2 * 7 + 2
+
+
+def test_mistakes_accuracy_is_that_of_inference(view, run_script, checkpoint):
+    shown = view("mistakes").out.splitlines()[0].split(",")[0]
+    inferred = run_script(
+        "run_inference.py", "--model", checkpoint, "--dataset_name", SAMPLE, "--num_samples", "0"
+    ).out.splitlines()[-1]
+    assert inferred.startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dta"], "invalid choice: 'dta'"),
+        (["attention", "--index", "1000"], "--index must lie in 0 to 999, got 1000"),
+        (["data", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["data", "--outptu_dir", "x"], "did you mean output_dir"),
+        (["training", "--model", "/nowhere"], "holds no record of its training"),
+    ],
+)
+def test_wrong_usage_gets_one_line_and_exit_code_2(view, arguments, says):
+    done = view(*arguments)
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert says in done.err
