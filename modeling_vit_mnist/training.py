@@ -9,6 +9,7 @@ checkpoint left it, and a folder that holds a different run is left alone.
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -100,6 +101,8 @@ class VitMnistTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self.wants_push = self.push_to_hub
         self.push_to_hub = False  # Trainer would push incomplete folders; ours is pushed once, when it is complete.
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else Trainer does not join the processes, and each trains on its own
         asked, self.optim = self.optim, "adamw_torch" if self.optim == "adam" else self.optim
         super().__post_init__()
         self.optim = asked if asked == "adam" else self.optim
@@ -240,10 +243,16 @@ class RunReport(TrainerCallback):
 
 
 class QuietProgress(ProgressCallback):
-    """Trainer's progress bar without its dictionaries."""
+    """Trainer's progress bars without its dictionaries."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
+
+    def close(self) -> None:
+        """End the lines of the bars that a failure left open, so that its message gets a line of its own."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
 
 
 def _write(line: str) -> None:
@@ -314,9 +323,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VitMnistTr
         callbacks=[RunReport()],
     )
     trainer.remove_callback(PrinterCallback)
+    progress = QuietProgress()
     if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(QuietProgress())
-    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.add_callback(progress)
+    try:
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        progress.close()
     trainer.remove_callback(RunReport)
     results = measure(trainer, digits)
     results |= {

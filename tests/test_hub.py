@@ -72,12 +72,18 @@ def test_loads_without_the_package_by_trust_remote_code(saved, tmp_path):
 
 
 def test_importing_the_package_is_cheap(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import modeling_vit_mnist\n"
-        "print(*({'datasets', 'evaluate', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)))"
-    )
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_backends import PilBackend
+base = set(sys.modules)
+import modeling_vit_mnist
+heavy = {{"datasets", "evaluate", "matplotlib", "sklearn", "pandas", "accelerate"}}
+print("more than transformers' base:", *heavy & (set(sys.modules) - base))
+"""
     done = in_a_fresh_process(code, tmp_path)
-    assert done.stdout.strip() == "", done.stdout + done.stderr
+    assert done.stdout.strip() == "more than transformers' base:", done.stdout + done.stderr
 
 
 def test_saving_again_what_was_loaded_as_remote_code_stays_complete(saved, tmp_path):

@@ -1,0 +1,54 @@
+"""The README and the model card do what they say: their Python runs, and their commands name real files and flags."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from modeling_vit_mnist.training import parse_arguments
+
+from .conftest import ROOT
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line]
+    return [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+
+
+def test_python_snippets_run():
+    """All in one fresh process each way: with the package, and the `trust_remote_code` one without it."""
+    assert len(SNIPPETS) == 3
+    with_package = "\n".join(snippet for snippet in SNIPPETS if "trust_remote_code" not in snippet)
+    without = next(snippet for snippet in SNIPPETS if "trust_remote_code" in snippet)
+    block = "import sys\nsys.modules['modeling_vit_mnist'] = None\n"
+    check = "\nfrom PIL import Image\nprint(classify(Image.new('L', (28, 28)))[0])\n"
+    for code, says in ((with_package, "[(1, 2, 17, 17), (1, 2, 17, 17)]"), (block + without + check, "'label'")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and says in done.stdout, done.stderr
+
+
+def test_every_file_it_names_exists():
+    names = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"configs/[\w/]+\.yaml", README)
+    assert len(names) > 20
+    for name in names:
+        assert (ROOT / name).exists(), name
+
+
+def test_every_training_command_parses():
+    found = [command for command in commands() if "run_train.py" in command]
+    assert len(found) >= 6
+    for command in found:
+        parse_arguments(command[command.index("run_train.py") + 1 :])
+
+
+@pytest.mark.parametrize("script", ["run_train.py", "run_inference.py", "run_visualize.py"])
+def test_scripts_explain_themselves(script, run_script):
+    done = run_script(script, "--help")
+    assert done.code == 0 and "usage: " + script in done.out
