@@ -9,7 +9,6 @@ checkpoint left it, and a folder that holds a different run is left alone.
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -29,19 +28,14 @@ from .arguments import Parser
 from .configuration_vit_mnist import VitMnistConfig
 from .data import DataArguments, Digits, load_digits
 from .errors import InputError
-from .files import check_writable, write_text
+from .files import check_writable
 from .image_processing_vit_mnist import VitMnistImageProcessor
 from .metrics import VitMnistMetric
 from .modeling_vit_mnist import VitMnistForImageClassification
+from .runs import RESULTS_FILE, RUN_FILE, prepare_output_dir
 
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
-RUN_FILE = "run.json"
-RESULTS_FILE = "all_results.json"
-# What Trainer puts into a checkpoint that training can go on from.
-CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 @dataclass
@@ -101,8 +95,9 @@ class VitMnistTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self.wants_push = self.push_to_hub
         self.push_to_hub = False  # Trainer would push incomplete folders; ours is pushed once, when it is complete.
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            self.use_cpu = True  # else Trainer does not join the processes, and each trains on its own
+        if not torch.accelerator.is_available():
+            # Said aloud, or Trainer refuses bf16, and several processes train each on its own.
+            self.use_cpu = True
         asked, self.optim = self.optim, "adamw_torch" if self.optim == "adam" else self.optim
         super().__post_init__()
         self.optim = asked if asked == "adam" else self.optim
@@ -399,81 +394,13 @@ def describe_run(
     )  # fmt: skip
     data = {name: len(split) for name, split in digits.items()}
     data |= {"source": digits["train"].source, "split_seed": data_args.split_seed}
-    start = {"model_name_or_path": model_args.model_name_or_path, "whiten_patches": model_args.whiten_patches}
+    start = {"whiten_patches": model_args.whiten_patches}
+    if model_args.model_name_or_path:  # a folder by its name alone, since the record goes to the Hub
+        folder = Path(model_args.model_name_or_path)
+        start["fine_tuned_from"] = folder.resolve().name if folder.is_dir() else model_args.model_name_or_path
     values = {name: getattr(args, name) for name in training}
     run = {"model": network | start, "data": data, "training": values}
     return json.loads(json.dumps(run, default=str))
-
-
-def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments) -> Path | None:
-    """
-    Decide what to do with what the output folder holds.
-
-    Returns:
-        `None` to start anew, the checkpoint to resume from, or the results file of this run where it has finished.
-
-    Raises:
-        InputError: it holds a different run, or something else, and `--overwrite` was not given.
-    """
-    if args.resume_from_checkpoint:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if missing := [name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()]:
-            raise InputError(f"{checkpoint} is no complete checkpoint: {missing[0]} is missing.")
-        _write_run(folder, run, args)
-        return checkpoint
-    if args.overwrite:
-        if args.process_index == 0:
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-            for name in (RESULTS_FILE, RUN_FILE):
-                (folder / name).unlink(missing_ok=True)
-    elif folder.is_dir() and any(folder.iterdir()):
-        try:
-            previous = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder} is not empty and holds no run: choose another --output_dir or pass --overwrite."
-            ) from error
-        if differences := list(_differences(previous, run)):
-            raise InputError(
-                f"{folder} holds a different run ({'; '.join(differences[:3])}): choose another --output_dir or pass "
-                "--overwrite."
-            )
-        if (folder / RESULTS_FILE).is_file():
-            return folder / RESULTS_FILE
-        return last_complete_checkpoint(folder)
-    _write_run(folder, run, args)
-    return None
-
-
-def _differences(previous: dict, run: dict):
-    for part in run:
-        for name in sorted(previous.get(part, {}).keys() | run[part].keys()):
-            there, here = previous.get(part, {}).get(name), run[part].get(name)
-            if there != here:
-                yield f"{name} {there} there, {here} here"
-
-
-def _write_run(folder: Path, run: dict, args: VitMnistTrainingArguments) -> None:
-    if args.process_index == 0:
-        write_text(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """
-    The latest checkpoint that training can go on from. A run killed while it saved leaves an incomplete one, which
-    transformers' `get_last_checkpoint` would take.
-    """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError):
-            logger.warning("Skipping %s, which is incomplete.", checkpoint)
-            continue
-        if all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
-            return checkpoint
-    return None
 
 
 def describe_device(args: TrainingArguments) -> str:

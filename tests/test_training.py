@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from modeling_vit_mnist import hub, training
+from modeling_vit_mnist import hub, runs, training
 from modeling_vit_mnist.errors import InputError
 from modeling_vit_mnist.training import parse_arguments, train
 
@@ -137,7 +137,7 @@ def test_a_torn_checkpoint_is_passed_over(finished, tmp_path, monkeypatch, caplo
         state.write_text(state.read_text()[:200])
     else:
         (latest / torn).unlink()
-    assert training.last_complete_checkpoint(folder) == folder / "checkpoint-8"
+    assert runs.last_complete_checkpoint(folder) == folder / "checkpoint-8"
     train(*arguments(folder))
     first, again = weights(finished[0]), weights(folder)
     assert all(torch.equal(first[name], again[name]) for name in first)
