@@ -298,7 +298,7 @@ def stage_shapes(
         if name.rpartition(".")[2] in shown or name.rpartition(".")[2].isdigit()
     ]
     try:
-        model(pixel_values)
+        model(pixel_values, output_hidden_states=True)  # or the last block would show its CLS token alone
     finally:
         for handle in handles:
             handle.remove()

@@ -83,8 +83,17 @@ def test_equals_in_tree_vit(fields, dtype, tolerance):
     if dtype == torch.float32:
         torch.testing.assert_close(ours.attentions, theirs.attentions, rtol=0, atol=tolerance)
 
-    ours.loss.backward()
+    # Without anything recorded, only the CLS token passes the last block; that too equals the reference.
+    short = model(pixel_values, labels=labels)
+    torch.testing.assert_close(short.logits, theirs.logits, rtol=0, atol=tolerance)
     theirs.loss.backward()
+    for loss in (ours.loss, short.loss):
+        model.zero_grad()
+        loss.backward()
+        assert_gradients_equal(model, twin, tolerance)
+
+
+def assert_gradients_equal(model, twin, tolerance):
     gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
     for name, others in in_tree_names(model).items():
         expected = torch.cat([gradients[other] for other in others])
@@ -118,6 +127,13 @@ def test_has_1850_parameters():
     assert make().num_parameters() == 400 + 8 + 136 + 2 * (32 + 216 + 72 + 280) + 16 + 90 == 1850
 
 
+def test_cls_only_is_the_cls_token():
+    model, (pixel_values, _) = make().vit, batch()
+    whole, short = model(pixel_values), model(pixel_values, cls_only=True)
+    assert short.last_hidden_state.shape == (5, 1, 8)
+    torch.testing.assert_close(short.pooler_output, whole.pooler_output)
+
+
 @pytest.mark.parametrize("attn", ["sdpa", "flex_attention"])
 @torch.no_grad()  # flex attention has no backward pass on CPUs
 def test_attention_implementations_agree(attn):
@@ -137,7 +153,7 @@ def test_outputs_are_shaped_as_documented():
     assert encoded.last_hidden_state.shape == (5, 17, 8)
     assert torch.equal(encoded.pooler_output, encoded.last_hidden_state[:, 0])
     loss, logits = model(pixel_values, labels=labels, return_dict=False)
-    assert torch.equal(loss, output.loss) and torch.equal(logits, output.logits)
+    torch.testing.assert_close((loss, logits), (output.loss, output.logits))
 
 
 def test_num_items_in_batch_averages_over_accumulated_batches():
