@@ -42,8 +42,8 @@ class VitMnistConfig(PreTrainedConfig):
         initializer (`str`, defaults to `"xavier_uniform"`): How weight matrices start. `"xavier_uniform"` (Glorot and
             Bengio, 2010) keeps activations at unit scale at any width; `"trunc_normal"` draws them with
             `initializer_range`, as timm and transformers do with 0.02, which is far too small for width 8.
-        initializer_range (`float`, defaults to 0.2): Standard deviation of position embeddings and CLS token, and of
-            the weight matrices under `"trunc_normal"`.
+        initializer_range (`float`, defaults to 0.5): Standard deviation of position embeddings and CLS token, and of
+            the weight matrices under `"trunc_normal"`. Tokens of a whitened patch embedding have unit variance.
         num_labels (`int`, *optional*): Number of classes; 10, labelled "0" to "9", unless `id2label` says otherwise.
 
     Raises:
@@ -80,7 +80,7 @@ class VitMnistConfig(PreTrainedConfig):
     num_channels: int = 1
     qkv_bias: bool = True
     initializer: Literal["xavier_uniform", "trunc_normal"] = "xavier_uniform"
-    initializer_range: float | int = 0.2
+    initializer_range: float | int = 0.5
 
     def __post_init__(self, **kwargs):
         for alias, name in self.attribute_map.items():
