@@ -230,8 +230,14 @@ class VitMnistModel(VitMnistPreTrainedModel):
             `model.set_attn_implementation("eager")`.
 
         Raises:
-            ValueError: wrong number of dimensions or channels, or another image size.
+            ValueError: wrong number of dimensions or channels, another image size, or attentions asked of an attention
+                implementation that does not return them.
         """
+        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"The {self.config._attn_implementation} attention does not return its probabilities: call "
+                "model.set_attn_implementation('eager') first."
+            )
         tokens = self.patch_embed(pixel_values.to(self.pos_embed.dtype))  # (batch, patches, hidden)
         height, width = pixel_values.shape[2:]
         if interpolate_pos_encoding:

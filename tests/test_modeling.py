@@ -156,6 +156,15 @@ def test_outputs_are_shaped_as_documented():
     torch.testing.assert_close((loss, logits), (output.loss, output.logits))
 
 
+def test_attentions_are_never_silently_empty():
+    model, (pixel_values, _) = make(attn="sdpa"), batch()
+    for part in (model, model.vit):
+        with pytest.raises(ValueError, match=r"sdpa attention does not return .* set_attn_implementation\('eager'\)"):
+            part(pixel_values, output_attentions=True)
+    model.set_attn_implementation("eager")
+    assert len(model(pixel_values, output_attentions=True).attentions) == 2
+
+
 def test_num_items_in_batch_averages_over_accumulated_batches():
     model, (pixel_values, labels) = make(), batch(8)
     whole = model(pixel_values, labels=labels).loss
