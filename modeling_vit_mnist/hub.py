@@ -171,7 +171,7 @@ def fill_card(run: dict, results: dict, template: Path = CARD_TEMPLATE) -> str:
     )
     versions = {name: importlib.metadata.version(name) for name in VERSIONED} | {"Python": platform.python_version()}
     card = ModelCard.from_template(data, template_path=str(template), run=run, results=results, versions=versions)
-    return str(card)
+    return str(card).rstrip("\n") + "\n"
 
 
 def push(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False) -> str:

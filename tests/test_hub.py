@@ -162,6 +162,18 @@ def test_a_hub_id_that_cannot_be_reached_is_a_failure(run_script):
     assert "someone/vit-mnist is no folder here and cannot be had from the Hub" in done.err
 
 
+def test_kept_checkpoint_is_complete_and_of_this_code():
+    folder = ROOT / "vit-mnist-tiny"
+    assert hub.load_checkpoint(folder)[0].num_parameters() == 1850
+    for name in ("configuration", "modeling", "image_processing"):
+        file = f"{name}_vit_mnist.py"
+        assert (folder / file).read_text() == (ROOT / "modeling_vit_mnist" / file).read_text(), f"copy {file} again"
+    results = json.loads((folder / "all_results.json").read_text())
+    assert results["dataset"] == "ylecun/mnist" and results["test_samples"] == 10_000
+    assert f"**{100 * results['test_accuracy']:.2f} %**" in (folder / "README.md").read_text()
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
 RESULTS = {
     "dataset": "ylecun/mnist", "parameters": 1850, "epoch": 3, "best_epoch": 2.0, "train_samples": 55000,
     "validation_samples": 5000, "test_samples": 10000, "eval_loss": 0.2, "eval_accuracy": 0.95, "test_loss": 0.19,

@@ -159,7 +159,7 @@ def test_outputs_are_shaped_as_documented():
 def test_attentions_are_never_silently_empty():
     model, (pixel_values, _) = make(attn="sdpa"), batch()
     for part in (model, model.vit):
-        with pytest.raises(ValueError, match=r"sdpa attention does not return .* set_attn_implementation\('eager'\)"):
+        with pytest.raises(ValueError, match=r"sdpa attention does not return .*set_attn_implementation\('eager'\)"):
             part(pixel_values, output_attentions=True)
     model.set_attn_implementation("eager")
     assert len(model(pixel_values, output_attentions=True).attentions) == 2
