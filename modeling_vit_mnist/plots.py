@@ -181,8 +181,8 @@ def plot_training(history: list[dict], path: Path) -> None:
         if values:
             best = int(np.argmax(values))
             accuracy.plot(epochs[best], values[best], "o", color=RED, markersize=5)
-            accuracy.annotate(
-                f"best {values[best]:.2%}", (epochs[best], values[best]), (-8, -18), textcoords="offset points",
+            accuracy.text(
+                0.97, 0.06, f"best {values[best]:.2%}, epoch {epochs[best]:g}", transform=accuracy.transAxes,
                 ha="right", color=RED,
             )  # fmt: skip
             accuracy.set_ylim(max(0, min(1, np.quantile(values, 0.1)) - 0.02), max(values) + 0.01)
