@@ -177,7 +177,7 @@ def run_inference(args: InferenceArguments, data_args) -> None:
         frames, files = read_images(find_images(args.image), processor, data_args.skip_bad_images)
         labels, label_names = None, names
     else:
-        from .data import load_digits  # pulls in `datasets`, which files do without
+        from .data import load_digits  # here, since whoever predicts frames or files needs no `datasets`
 
         digits = load_digits(data_args, processor, [args.split])[args.split]
         digits = digits.select(slice(args.num_samples or None))
