@@ -5,6 +5,10 @@ import sys
 from collections.abc import Callable
 
 
+# The packages that only some commands need, and the extras of this package that install them.
+EXTRAS = {"matplotlib": "plots"}
+
+
 class InputError(ValueError):
     """Something the person passed in is wrong; the message names it, the value seen and what to do."""
 
@@ -26,6 +30,10 @@ def run_script(main: Callable[[], None]) -> None:
     except Exception as error:
         if os.environ.get("VIT_MNIST_DEBUG"):
             raise
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            message = f"this needs {error.name}: pip install -e '.[{EXTRAS[error.name]}]'"
+        else:
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            message = f"{kind}{' '.join(str(error).split())}"
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,9 +1,12 @@
 """Every view prints the facts it should and draws a picture that can be read."""
 
+import sys
+
 import PIL.Image
 import pytest
 import torch
 
+import modeling_vit_mnist
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub, plots
 
 from .conftest import SAMPLE
@@ -115,3 +118,12 @@ def test_wrong_usage_gets_one_line_and_exit_code_2(view, arguments, says):
     done = view(*arguments)
     assert done.code == 2 and done.err.count("\n") == 1
     assert says in done.err
+
+
+def test_missing_matplotlib_names_the_extra(run_script, monkeypatch):
+    for name in ("visualize", "plots"):
+        monkeypatch.delitem(sys.modules, f"modeling_vit_mnist.{name}", raising=False)
+        monkeypatch.delattr(modeling_vit_mnist, name, raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run_script("run_visualize.py", "model")
+    assert (done.code, done.err) == (1, "error: this needs matplotlib: pip install -e '.[plots]'\n")
