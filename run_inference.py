@@ -12,8 +12,7 @@ from modeling_vit_mnist.errors import run_script
 
 
 def main() -> None:
-    from modeling_vit_mnist.arguments import Parser
-    from modeling_vit_mnist.data import DataArguments
+    from modeling_vit_mnist.arguments import DataArguments, Parser
     from modeling_vit_mnist.inference import InferenceArguments, run_inference
 
     parser = Parser(

@@ -14,8 +14,7 @@ from modeling_vit_mnist.errors import run_script
 
 
 def main() -> None:
-    from modeling_vit_mnist.arguments import Parser
-    from modeling_vit_mnist.data import DataArguments
+    from modeling_vit_mnist.arguments import DataArguments, Parser
     from modeling_vit_mnist.visualize import VIEWS, VisualizeArguments
 
     parser = Parser(

@@ -2,12 +2,17 @@
 
 import difflib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
 
 from .errors import InputError
+
+
+DEFAULT_DATASET = "ylecun/mnist"
+DATASET_VARIABLE = "VIT_MNIST_DATASET"
 
 
 class Parser(HfArgumentParser):
@@ -65,3 +70,49 @@ class Parser(HfArgumentParser):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             raise InputError(f"Unknown {kind}{name}" + (f": did you mean {near[0]}?" if near else "."))
+
+
+@dataclass
+class DataArguments:
+    """Which images, and which of them."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A Hub id or a folder: parquet in the Hub's layout, class folders of images, a saved dataset, or "
+            f"the four IDX files. Default: ${DATASET_VARIABLE}, else {DEFAULT_DATASET}, else, with no network, the "
+            "kept sample of 5,000 digits."
+        },
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the images. Default: the first that holds images."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels. Default: the first class label, or 'label'."}
+    )
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Number of classes, where the dataset does not name them. Default: 10."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on the first N images of each split only."}
+    )
+    validation_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Images (or, below 1, the fraction) taken from train for validation, where the dataset has no "
+            "validation split. Default: a twelfth, 5,000 of MNIST's 60,000."
+        },
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the stratified split into train and validation."})
+    skip_bad_images: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read, naming them, instead of stopping."}
+    )
+
+    def __post_init__(self):
+        for name in ("num_labels", "max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, got {value}.")
+        if self.validation_size is not None and self.validation_size <= 0:
+            raise InputError(f"--validation_size must be positive, got {self.validation_size:g}.")

@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -25,64 +25,17 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
+from .arguments import DATASET_VARIABLE, DEFAULT_DATASET, DataArguments
 from .errors import InputError
 from .image_processing_vit_mnist import VitMnistImageProcessor
 
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DATASET = "ylecun/mnist"
-DATASET_VARIABLE = "VIT_MNIST_DATASET"
 SAMPLE_FOLDER = Path(__file__).resolve().parents[1] / "data" / "mnist-5k"
 SPLITS = ("train", "validation", "test")
 # MD5 of the uncompressed train-images-idx3-ubyte and t10k-images-idx3-ubyte of LeCun, Cortes and Burges.
 MNIST_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
-
-
-@dataclass
-class DataArguments:
-    """Which images, and which of them."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "A Hub id or a folder: parquet in the Hub's layout, class folders of images, a saved dataset, or "
-            f"the four IDX files. Default: ${DATASET_VARIABLE}, else {DEFAULT_DATASET}, else, with no network, the "
-            "kept sample of 5,000 digits."
-        },
-    )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the images. Default: the first that holds images."}
-    )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels. Default: the first class label, or 'label'."}
-    )
-    num_labels: int | None = field(
-        default=None, metadata={"help": "Number of classes, where the dataset does not name them. Default: 10."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate and test on the first N images of each split only."}
-    )
-    validation_size: float | None = field(
-        default=None,
-        metadata={
-            "help": "Images (or, below 1, the fraction) taken from train for validation, where the dataset has no "
-            "validation split. Default: a twelfth, 5,000 of MNIST's 60,000."
-        },
-    )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the stratified split into train and validation."})
-    skip_bad_images: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be read, naming them, instead of stopping."}
-    )
-
-    def __post_init__(self):
-        for name in ("num_labels", "max_train_samples", "max_eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1, got {value}.")
-        if self.validation_size is not None and self.validation_size <= 0:
-            raise InputError(f"--validation_size must be positive, got {self.validation_size:g}.")
 
 
 @dataclass

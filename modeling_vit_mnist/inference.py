@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import hub
+from .arguments import DataArguments
 from .errors import InputError
 from .files import check_writable, replacing
 from .image_processing_vit_mnist import VitMnistImageProcessor
@@ -151,13 +152,13 @@ def read_images(
     return torch.cat(frames), read
 
 
-def run_inference(args: InferenceArguments, data_args) -> None:
+def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     """
     Print one prediction per image, and write what else was asked for.
 
     Args:
         args ([`InferenceArguments`]): The model, the images, the outputs.
-        data_args ([`data.DataArguments`]): The dataset, where no files are named.
+        data_args ([`DataArguments`]): The dataset, where no files are named.
 
     Raises:
         InputError: any of them is wrong; nothing has been written then.

@@ -7,8 +7,10 @@ checkpoint left it, and a folder that holds a different run is left alone.
 """
 
 import dataclasses
+import functools
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import accelerate.optimizer
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -24,17 +27,23 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from . import hub
-from .arguments import Parser
+from .arguments import DataArguments, Parser
+from .augmentation import AugmentationArguments, AugmentedDigits
 from .configuration_vit_mnist import VitMnistConfig
-from .data import DataArguments, Digits, load_digits
+from .data import Digits, load_digits
 from .errors import InputError
 from .files import check_writable
 from .image_processing_vit_mnist import VitMnistImageProcessor
 from .metrics import VitMnistMetric
 from .modeling_vit_mnist import VitMnistForImageClassification
+from .optimizers import MAX_PARAMETERS, FisherUpdates, NaturalGradient
 from .runs import RESULTS_FILE, RUN_FILE, prepare_output_dir
 
 
+# accelerate looks for this package four times a step, on the disk.
+accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
+
+OUR_OPTIMIZERS = ("adam", "natural_gradient")
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 
@@ -80,8 +89,19 @@ class VitMnistTrainingArguments(TrainingArguments):
 
     optim: str = field(
         default=TrainingArguments.default_optim,
-        metadata={"help": "'adam' for torch.optim.Adam, or any name that transformers' Trainer knows."},
+        metadata={
+            "help": "'adam' for torch.optim.Adam, 'natural_gradient' for the whole Fisher matrix (up to 10,000 "
+            "parameters), or any name that transformers' Trainer knows."
+        },
     )
+    damping: float = field(
+        default=0.01, metadata={"help": "Damping of the natural gradient, at first: larger is nearer plain descent."}
+    )
+    final_damping: float = field(
+        default=0.001, metadata={"help": "Damping at the end; in between it falls by the same factor every step."}
+    )
+    fisher_steps: int = field(default=200, metadata={"help": "Steps between updates of the Fisher matrix."})
+    fisher_images: int = field(default=2048, metadata={"help": "Training images that an update is measured on."})
     overwrite: bool = field(
         default=False, metadata={"help": "Start anew in an output folder that holds another run, replacing it."}
     )
@@ -98,11 +118,15 @@ class VitMnistTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # Said aloud, or Trainer refuses bf16, and several processes train each on its own.
             self.use_cpu = True
-        asked, self.optim = self.optim, "adamw_torch" if self.optim == "adam" else self.optim
+        # transformers checks the name against those it knows.
+        asked, self.optim = self.optim, "adamw_torch" if self.optim in OUR_OPTIMIZERS else self.optim
         super().__post_init__()
-        self.optim = asked if asked == "adam" else self.optim
+        self.optim = asked if asked in OUR_OPTIMIZERS else self.optim
         if self.per_device_train_batch_size < 1 or self.per_device_eval_batch_size < 1:
             raise InputError("Batch sizes must be at least 1.")
+        for name in ("damping", "final_damping", "fisher_steps", "fisher_images"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name} must be positive, got {getattr(self, name):g}.")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise InputError(f"--num_train_epochs must be positive, got {self.num_train_epochs:g}.")
 
@@ -112,7 +136,9 @@ class VitMnistTrainingArguments(TrainingArguments):
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, VitMnistTrainingArguments]:
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, AugmentationArguments, VitMnistTrainingArguments]:
     """
     Read a recipe (`--recipe FILE`, by default `configs/tiny.yaml`) and the flags that override it.
 
@@ -120,7 +146,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Vit
         InputError: an unknown flag or key, named with the nearest known one, or a value out of range.
     """
     parser = Parser(
-        [ModelArguments, DataArguments, VitMnistTrainingArguments],
+        [ModelArguments, DataArguments, AugmentationArguments, VitMnistTrainingArguments],
         prog="run_train.py",
         description="Train a tiny Vision Transformer on MNIST and save it as a complete Hugging Face checkpoint.",
     )
@@ -128,8 +154,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Vit
         "--recipe", default=str(DEFAULT_RECIPE), help="YAML or JSON file of flags, overridden by those given here."
     )
     recipe = parser.read_recipe(Path(parser.parse_known_args(argv)[0].recipe))
-    model_args, data_args, args, _ = parser.parse(recipe + argv)
-    return model_args, data_args, args
+    *arguments, _ = parser.parse(recipe + argv)
+    return tuple(arguments)
 
 
 def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClassification:
@@ -190,7 +216,10 @@ def whiten_patch_embed(model: VitMnistForImageClassification, digits: Digits, nu
 
 
 class VitMnistTrainer(Trainer):
-    """`Trainer` with plain Adam, and without its bookkeeping that costs more than a step of this network."""
+    """
+    `Trainer` with plain Adam and natural gradient, and without what it does at every step for other people's models,
+    which takes as long as this network. What remains is measured by `benchmarks/training.py`.
+    """
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model=None):
@@ -201,12 +230,39 @@ class VitMnistTrainer(Trainer):
                 "eps": args.adam_epsilon,
                 "fused": True,
             }
+        if args.optim == "natural_gradient":
+            # One group, in the order of `sampled_gradients`.
+            return NaturalGradient, {
+                "params": list(model.parameters()),
+                "lr": args.learning_rate,
+                "damping": args.damping,
+            }
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """As timm: tokens and positions are no weights that should decay."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not name.endswith(("cls_token", "pos_embed"))]
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Forward and backward, without the cases of sharded models and of optimizers that are none of ours."""
+        if not model.training:
+            model.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self.args.n_gpu > 1:
+            loss = loss.mean()
+        if num_items_in_batch is None:
+            loss = loss / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Counted only where batches are put together; the mean over a single one needs no count."""
+        if len(batch_samples) == 1 and self.args.world_size == 1:
+            return None
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Only where gradients are clipped: measuring the norm for the log alone takes a tenth of a step."""
@@ -255,7 +311,12 @@ def _write(line: str) -> None:
 
 
 @hub.without_progress_bars()  # one per saved checkpoint; Trainer's own bar stays
-def train(model_args: ModelArguments, data_args: DataArguments, args: VitMnistTrainingArguments) -> dict:
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    augmentation: AugmentationArguments,
+    args: VitMnistTrainingArguments,
+) -> dict:
     """
     Train, choose on validation, measure test once and save everything to `args.output_dir`.
 
@@ -285,9 +346,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VitMnistTr
             "the full set, or --push_sample_model to push all the same."
         )
     model = build_model(model_args, digits["train"].names)
+    if args.optim == "natural_gradient" and model.num_parameters() > MAX_PARAMETERS:
+        raise InputError(
+            f"--optim natural_gradient takes up to {MAX_PARAMETERS:,} parameters, the network has "
+            f"{model.num_parameters():,}: use adam or adamw_torch."
+        )
     if model_args.whiten_patches and not model_args.model_name_or_path:
         whiten_patch_embed(model, digits["train"])
-    run = describe_run(model, model_args, data_args, args, digits)
+    run = describe_run(model, model_args, data_args, augmentation, args, digits)
     with args.main_process_first(desc="output folder"):
         checkpoint = prepare_output_dir(Path(args.output_dir), run, args)
     if checkpoint is not None and checkpoint.name == RESULTS_FILE:
@@ -305,26 +371,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VitMnistTr
         if checkpoint is not None:
             print(f"Resuming from {checkpoint}")
 
-    trainer = VitMnistTrainer(
-        model=model,
-        args=args,
-        train_dataset=digits["train"],
-        eval_dataset=digits["validation"],
-        data_collator=Digits.collate,
-        processing_class=processor,
-        compute_metrics=lambda output: {
-            name: value for name, value in compute_metrics(output).items() if isinstance(value, float)
-        },
-        callbacks=[RunReport()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    progress = QuietProgress()
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(progress)
+    trainer = make_trainer(model, digits, augmentation, args)
+    progress = next((c for c in trainer.callback_handler.callbacks if isinstance(c, QuietProgress)), None)
     try:
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
-        progress.close()
+        if progress is not None:
+            progress.close()
     trainer.remove_callback(RunReport)
     results = measure(trainer, digits)
     results |= {
@@ -349,8 +402,46 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VitMnistTr
     return results
 
 
+def make_trainer(
+    model: VitMnistForImageClassification,
+    digits: dict[str, Digits],
+    augmentation: AugmentationArguments,
+    args: VitMnistTrainingArguments,
+) -> VitMnistTrainer:
+    """The trainer of a run: its images, metric, progress bar, and what its optimizer needs."""
+    train_digits = digits["train"]
+    if augmentation.is_on:
+        train_digits = AugmentedDigits(train_digits, augmentation, args.seed, count_epochs(args, len(train_digits)))
+    trainer = VitMnistTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_digits,
+        eval_dataset=digits["validation"],
+        data_collator=Digits.collate,
+        processing_class=digits["train"].processor,
+        compute_metrics=lambda output: {
+            name: value for name, value in compute_metrics(output).items() if isinstance(value, float)
+        },
+        callbacks=[RunReport()],
+    )
+    if args.optim == "natural_gradient":
+        trainer.add_callback(FisherUpdates())
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(QuietProgress())
+    return trainer
+
+
+def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
+    """Epochs of a run over so many images, also where `--max_steps` sets its length."""
+    if args.max_steps < 1:
+        return args.num_train_epochs
+    return args.max_steps / math.ceil(num_images / args.total_train_batch_size)
+
+
 def measure(trainer: Trainer, digits: dict[str, Digits]) -> dict:
-    """What the chosen checkpoint does on validation, and, this once, on test."""
+    """What the chosen checkpoint does on validation, and, this once, on test; in float32, as it is saved."""
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # off with what --bf16 put around it
     state = trainer.state
     validation = trainer.evaluate()
     test = trainer.predict(digits["test"], metric_key_prefix="test")
@@ -380,6 +471,7 @@ def describe_run(
     model: VitMnistForImageClassification,
     model_args: ModelArguments,
     data_args: DataArguments,
+    augmentation: AugmentationArguments,
     args: VitMnistTrainingArguments,
     digits: dict[str, Digits],
 ) -> dict:
@@ -394,10 +486,14 @@ def describe_run(
     )  # fmt: skip
     data = {name: len(split) for name, split in digits.items()}
     data |= {"source": digits["train"].source, "split_seed": data_args.split_seed}
+    if augmentation.is_on:
+        data |= vars(augmentation)
     start = {"whiten_patches": model_args.whiten_patches}
     if model_args.model_name_or_path:  # a folder by its name alone, since the record goes to the Hub
         folder = Path(model_args.model_name_or_path)
         start["fine_tuned_from"] = folder.resolve().name if folder.is_dir() else model_args.model_name_or_path
+    if args.optim == "natural_gradient":
+        training += ("damping", "final_damping", "fisher_steps", "fisher_images")
     values = {name: getattr(args, name) for name in training}
     run = {"model": network | start, "data": data, "training": values}
     return json.loads(json.dumps(run, default=str))

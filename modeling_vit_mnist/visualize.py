@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from . import hub, plots
-from .data import DataArguments, load_digits
+from .arguments import DataArguments
+from .data import load_digits
 from .errors import InputError
 from .files import check_writable
 from .image_processing_vit_mnist import VitMnistImageProcessor

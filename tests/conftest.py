@@ -64,7 +64,8 @@ def mnist() -> str:
 @pytest.fixture(scope="session")
 def sample():
     """The kept sample's splits, decoded."""
-    from modeling_vit_mnist.data import DataArguments, load_digits
+    from modeling_vit_mnist.arguments import DataArguments
+    from modeling_vit_mnist.data import load_digits
     from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
 
     return load_digits(DataArguments(dataset_name=str(SAMPLE)), VitMnistImageProcessor())

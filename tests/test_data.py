@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from modeling_vit_mnist import VitMnistImageProcessor, data
-from modeling_vit_mnist.data import DataArguments, load_digits
+from modeling_vit_mnist.arguments import DataArguments
+from modeling_vit_mnist.data import load_digits
 from modeling_vit_mnist.errors import InputError
 
 

@@ -240,7 +240,8 @@ def test_pipeline(digits):
 
 
 def test_all_of_mnist(mnist):
-    from modeling_vit_mnist.data import DataArguments, load_digits
+    from modeling_vit_mnist.arguments import DataArguments
+    from modeling_vit_mnist.data import load_digits
 
     digits = load_digits(DataArguments(dataset_name=mnist), PROCESSOR, ["test"])["test"]
     images = digits.images.numpy()

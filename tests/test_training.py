@@ -258,16 +258,16 @@ def test_fine_tuning_starts_from_the_checkpoint(finished, tmp_path):
 
 def test_recipes_are_complete_and_flags_win(tmp_path):
     recipe = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
-    _, _, args = parse_arguments([])
+    *_, args = parse_arguments([])
     assert args.learning_rate == float(recipe["learning_rate"]) and args.optim == "adam"
     assert args.lr_scheduler_kwargs == {"min_lr": 1e-5}
-    _, _, args = parse_arguments(
+    *_, args = parse_arguments(
         ["--learning_rate", "0.5", "--optim=adamw_torch", "--lr_scheduler_kwargs", '{"min_lr": 0}']
     )
     assert (args.learning_rate, args.optim, args.lr_scheduler_kwargs) == (0.5, "adamw_torch", {"min_lr": 0})
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps({"output_dir": "x", "hidden_size": 16, "learning_rate": 1e-3, "qkv_bias": False}))
-    model_args, _, args = parse_arguments(["--recipe", str(mine), "--seed", "3"])
+    model_args, *_, args = parse_arguments(["--recipe", str(mine), "--seed", "3"])
     assert (model_args.hidden_size, model_args.qkv_bias, args.learning_rate, args.seed) == (16, False, 1e-3, 3)
 
 

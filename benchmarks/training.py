@@ -1,0 +1,220 @@
+"""
+Training speed of four ways to train the same network, side by side: images per second, peak memory, ratios.
+
+    python benchmarks/training.py                     # every way at batch 256
+    python benchmarks/training.py --own_batch_sizes   # every way at the batch size it comes with
+    OMP_NUM_THREADS=1 python benchmarks/training.py --rounds 5
+
+package   `run_train.py`: its Trainer, its data, its default recipe
+bare      a plain PyTorch loop over normalised images in memory, same network, Adam: the limit of the framework
+stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
+original  a DataLoader that makes every image a tensor and normalises it, same network, Adam
+
+Each measurement is a process of its own; the rounds take turns, so that a noisy machine is unfair to all alike. Needs
+a dataset on disk: --dataset_name or $VIT_MNIST_DATASET.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from accuracy import describe_machine
+
+
+OWN_BATCH_SIZES = {"package": 256, "bare": 256, "stock": 8, "original": 64}  # 8 is TrainingArguments' default
+
+
+def stamps_to_speed(stamps: list[float], batch_size: int, warmup: int) -> float:
+    return batch_size * (len(stamps) - 1 - warmup) / (stamps[-1] - stamps[warmup])
+
+
+def watch(stamps: list[float]):
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            stamps.append(time.perf_counter())
+
+    return Watch()
+
+
+def load(args: argparse.Namespace):
+    from modeling_vit_mnist import VitMnistImageProcessor
+    from modeling_vit_mnist.arguments import DataArguments
+    from modeling_vit_mnist.data import load_digits
+
+    return load_digits(DataArguments(dataset_name=args.dataset_name), VitMnistImageProcessor())
+
+
+def package(args: argparse.Namespace, flags: list[str]) -> float:
+    """The path of `run_train.py`, without the epochs' validation and checkpoints."""
+    from modeling_vit_mnist import training
+
+    with tempfile.TemporaryDirectory() as folder:
+        model_args, _, augmentation, train_args = training.parse_arguments([
+            f"--output_dir={folder}", f"--max_steps={args.steps}", f"--per_device_train_batch_size={args.batch_size}",
+            "--eval_strategy=no", "--save_strategy=no", "--load_best_model_at_end=False", *flags,
+        ])  # fmt: skip
+        digits = load(args)
+        model = training.build_model(model_args, digits["train"].names)
+        trainer = training.make_trainer(model, digits, augmentation, train_args)
+        stamps = []
+        trainer.add_callback(watch(stamps))
+        trainer.train()
+    return stamps_to_speed(stamps, args.batch_size, args.warmup)
+
+
+def stock(args: argparse.Namespace, flags: list[str]) -> float:
+    import datasets
+    import torch
+    from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    processor = ViTImageProcessor(size={"height": 28, "width": 28}, image_mean=[0.1307], image_std=[0.3081])
+    model = ViTForImageClassification(ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, layer_norm_eps=1e-6,
+        image_size=28, patch_size=7, num_channels=1, num_labels=10,
+    ))  # fmt: skip
+    train = datasets.load_dataset(args.dataset_name or os.environ["VIT_MNIST_DATASET"], split="train")
+
+    def transform(batch):
+        inputs = processor(batch["image"], return_tensors="pt")
+        return {"pixel_values": inputs["pixel_values"], "labels": batch["label"]}
+
+    def collate(examples):
+        return {
+            "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+            "labels": torch.tensor([example["labels"] for example in examples]),
+        }
+
+    stamps = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model,
+            TrainingArguments(
+                folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, save_strategy="no",
+                remove_unused_columns=False, disable_tqdm=True,
+            ),
+            train_dataset=train.with_transform(transform), data_collator=collate, callbacks=[watch(stamps)],
+        )  # fmt: skip
+        trainer.train()
+    return stamps_to_speed(stamps, args.batch_size, args.warmup)
+
+
+def bare_model():
+    from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification
+
+    return VitMnistForImageClassification(VitMnistConfig(attn_implementation="eager")).train()
+
+
+def loop(batches, args: argparse.Namespace) -> float:
+    """Forward, backward and Adam, and nothing else."""
+    import torch
+
+    model = bare_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02, betas=(0.9, 0.99), fused=True)
+    stamps = []
+    while True:
+        for pixel_values, labels in batches():
+            stamps.append(time.perf_counter())
+            if len(stamps) == args.steps:
+                return stamps_to_speed(stamps, args.batch_size, args.warmup)
+            loss = torch.nn.functional.cross_entropy(model(pixel_values).logits, labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def bare(args: argparse.Namespace, flags: list[str]) -> float:
+    import torch
+
+    train = load(args)["train"]
+    pixel_values = train.processor.to_pixel_values(train.images)
+
+    def batches():
+        for indices in torch.randperm(len(train)).split(args.batch_size):
+            yield pixel_values[indices], train.labels[indices]
+
+    return loop(batches, args)
+
+
+def original(args: argparse.Namespace, flags: list[str]) -> float:
+    import numpy as np
+    import PIL.Image
+    import torch
+
+    train = load(args)["train"]
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(train)
+
+        def __getitem__(self, index):
+            # What torchvision's MNIST, ToTensor and Normalize do.
+            image = PIL.Image.fromarray(train.images[index].numpy(), mode="L")
+            pixels = torch.from_numpy(np.array(image)).view(28, 28, 1).permute(2, 0, 1).contiguous()
+            pixels = pixels.to(torch.float32).div(255)
+            mean, std = torch.tensor([0.1307]).view(-1, 1, 1), torch.tensor([0.3081]).view(-1, 1, 1)
+            return pixels.sub_(mean).div_(std), int(train.labels[index])
+
+    loader = torch.utils.data.DataLoader(Images(), batch_size=args.batch_size, shuffle=True)
+    return loop(lambda: loader, args)
+
+
+WAYS = {"package": package, "bare": bare, "stock": stock, "original": original}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[1], epilog="Further flags go to run_train.py's recipe."
+    )
+    parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--own_batch_sizes", action="store_true", help=f"Each its own: {OWN_BATCH_SIZES}.")
+    parser.add_argument("--steps", type=int, default=240, help="Steps of a measurement.")
+    parser.add_argument("--warmup", type=int, default=40, help="Of these, steps that do not count.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    args, flags = parser.parse_known_args()
+    if args.measure:
+        speed = WAYS[args.measure](args, flags)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # MiB on Linux
+        print("\n" + json.dumps({"speed": speed, "peak": peak}))
+        return
+
+    results = {way: [] for way in args.ways}
+    for number in range(args.rounds):
+        for way in args.ways:
+            batch_size = OWN_BATCH_SIZES[way] if args.own_batch_sizes else args.batch_size
+            own = [f"--measure={way}", f"--batch_size={batch_size}"]
+            print(f"round {number + 1} of {args.rounds}: {way}, batch {batch_size}", file=sys.stderr)
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], *own], check=True, capture_output=True, text=True
+            )
+            results[way].append(json.loads(done.stdout.splitlines()[-1]) | {"batch_size": batch_size})
+
+    print("| way | batch | images/s, median (lowest to highest) | against `bare` | peak memory, MiB |")
+    print("|---|---|---|---|---|")
+    for way, rounds in results.items():
+        speeds = [round["speed"] for round in rounds]
+        ratios = [a["speed"] / b["speed"] for a, b in zip(rounds, results.get("bare", rounds), strict=True)]
+        print(
+            f"| {way} | {rounds[0]['batch_size']} | {statistics.median(speeds):,.0f} ({min(speeds):,.0f} to "
+            f"{max(speeds):,.0f}) | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"| {max(round['peak'] for round in rounds):,.0f} |"
+        )
+    if "package" in results:
+        for way in set(results) - {"package"}:
+            ratios = [a["speed"] / b["speed"] for a, b in zip(results["package"], results[way], strict=True)]
+            print(f"\n`package` is {statistics.median(ratios):.2f} times `{way}`.")
+    print(f"\nn = {args.rounds} rounds of {args.steps - args.warmup} steps; {describe_machine()}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""
+Random warps of training images, a whole batch at a time.
+
+What an image goes through in an epoch is drawn from (seed, epoch, index) alone, so it is the same in any batch, in any
+process and after a resume.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .data import Digits
+from .errors import InputError
+
+
+WARP_GRID = 4
+
+
+@dataclass
+class AugmentationArguments:
+    """How far training images are warped, at most; all off by default, as the smallest network underfits anyway."""
+
+    max_shift: float = field(default=0.0, metadata={"help": "Shift training images by up to so many pixels."})
+    max_rotation: float = field(default=0.0, metadata={"help": "Rotate them by up to so many degrees, either way."})
+    max_scale: float = field(
+        default=0.0, metadata={"help": "Enlarge or shrink height and width, each by a factor of up to 1 + this."}
+    )
+    max_shear: float = field(default=0.0, metadata={"help": "Slant them by up to so many degrees, either way."})
+    warp: float = field(
+        default=0.0,
+        metadata={"help": "Bend them: standard deviation in pixels of displacements on a smooth 4x4 grid."},
+    )
+
+    augment_until: float = field(
+        default=1.0, metadata={"help": "Leave images as they are after this fraction of the epochs."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.augment_until <= 1:
+            raise InputError(f"--augment_until must lie in (0, 1], got {self.augment_until:g}.")
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"--{name} must be zero or positive, got {value:g}.")
+        for name in ("max_rotation", "max_shear"):
+            limit = {"max_rotation": 180, "max_shear": 60}[name]
+            if getattr(self, name) > limit:
+                raise InputError(f"--{name} must be at most {limit} degrees, got {getattr(self, name):g}.")
+
+    @property
+    def is_on(self) -> bool:
+        return any(value for name, value in vars(self).items() if name != "augment_until")
+
+
+def warp_images(
+    images: torch.Tensor,
+    shift: torch.Tensor,
+    rotation: torch.Tensor,
+    scale: torch.Tensor,
+    shear: torch.Tensor,
+    displacement: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Shear, scale, rotate, then shift images about their centre, by bilinear interpolation; black comes in from outside.
+    Affine and elastic distortions of digits after Simard, Steinkraus and Platt (2003), "Best Practices for
+    Convolutional Neural Networks Applied to Visual Document Analysis".
+
+    Args:
+        images (`torch.Tensor` of shape `(b, height, width)`, uint8 or float): Grey, black background.
+        shift (`torch.Tensor` of shape `(b, 2)`): Pixels to the right and down.
+        rotation (`torch.Tensor` of shape `(b,)`): Degrees, clockwise as the image is seen.
+        scale (`torch.Tensor` of shape `(b, 2)`): Factors of width and height; 1 leaves the size as it is.
+        shear (`torch.Tensor` of shape `(b,)`): Degrees that vertical lines lean to the left at their lower end.
+        displacement (`torch.Tensor` of shape `(b, 2, rows, columns)`, *optional*): Pixels, x and y, by which points
+            of a coarse grid over the image are displaced; in between bicubic.
+
+    Returns:
+        `torch.Tensor` of shape `(b, height, width)`, of the dtype of `images`.
+    """
+    height, width = images.shape[1:]
+    half = torch.tensor([width / 2, height / 2], device=images.device)
+    turn = torch.deg2rad(rotation)
+    cos, sin, lean = turn.cos(), turn.sin(), torch.deg2rad(shear).tan()
+    # `grid_sample` asks where each output pixel comes from: the inverse of the warp.
+    unturn = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
+    unscale = torch.diag_embed(1 / scale)
+    one, zero = torch.ones_like(lean), torch.zeros_like(lean)
+    unshear = torch.stack([torch.stack([one, lean], 1), torch.stack([zero, one], 1)], 1)
+    inverse = unshear @ unscale @ unturn  # (b, 2, 2), in pixels
+    origin = -(inverse @ shift.unsqueeze(2))  # (b, 2, 1)
+    theta = torch.cat([inverse * half / half.unsqueeze(1), origin / half.unsqueeze(1)], dim=2)  # in half images
+    grid = F.affine_grid(theta, [len(images), 1, height, width], align_corners=False)  # (b, height, width, 2)
+    if displacement is not None:
+        smooth = F.interpolate(displacement, size=(height, width), mode="bicubic", align_corners=True)
+        grid = grid + smooth.permute(0, 2, 3, 1) / half
+    warped = F.grid_sample(images.unsqueeze(1).to(grid.dtype), grid, align_corners=False)[:, 0]
+    return warped if images.is_floating_point() else warped.round_().to(images.dtype)
+
+
+class AugmentedDigits(torch.utils.data.Dataset):
+    """
+    [`Digits`] whose images are warped anew in every epoch.
+
+    Args:
+        digits ([`Digits`]): The split to train on.
+        args ([`AugmentationArguments`]): How far, and for how long.
+        seed: With the epoch and the index of an image, decides its warp.
+        num_epochs: Of the whole run.
+    """
+
+    def __init__(self, digits: Digits, args: AugmentationArguments, seed: int, num_epochs: float):
+        self.digits, self.args, self.seed, self.num_epochs = digits, args, seed, num_epochs
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the warps of an epoch; accelerate's data loaders call this at its start."""
+        self.warps = None
+        if epoch >= self.args.augment_until * self.num_epochs:
+            return
+        args, n = self.args, len(self.digits)
+        generator = np.random.default_rng((self.seed, epoch))
+        draws = torch.from_numpy(generator.uniform(-1, 1, (n, 6)).astype(np.float32))
+        self.warps = {
+            "shift": args.max_shift * draws[:, :2],
+            "rotation": args.max_rotation * draws[:, 2],
+            "scale": (1 + args.max_scale) ** draws[:, 3:5],
+            "shear": args.max_shear * draws[:, 5],
+        }
+        if args.warp:
+            displacement = generator.standard_normal((n, 2, WARP_GRID, WARP_GRID), dtype=np.float32)
+            self.warps["displacement"] = args.warp * torch.from_numpy(displacement)
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """One batch: `pixel_values` (b, 1, height, width), float32, and `labels` (b,), int64."""
+        if self.warps is None:
+            return self.digits.__getitems__(indices)
+        indices = torch.as_tensor(indices)
+        images = warp_images(
+            self.digits.images[indices], **{name: value[indices] for name, value in self.warps.items()}
+        )
+        return {"pixel_values": self.digits.processor.to_pixel_values(images), "labels": self.digits.labels[indices]}

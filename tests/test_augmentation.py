@@ -1,0 +1,148 @@
+"""Warps do what they say, by scipy, and depend on nothing but seed, epoch and index."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from modeling_vit_mnist import training
+from modeling_vit_mnist.augmentation import AugmentationArguments, AugmentedDigits, warp_images
+from modeling_vit_mnist.errors import InputError
+from modeling_vit_mnist.training import parse_arguments, train
+
+from .test_training import arguments, stop_after, weights
+
+
+ALL = AugmentationArguments(max_shift=2, max_rotation=15, max_scale=0.2, max_shear=10, warp=1)
+
+
+def warp(images, shift=(0.0, 0.0), rotation=0.0, scale=(1.0, 1.0), shear=0.0, **kwargs):
+    """One warp for all images."""
+    n = len(images)
+    return warp_images(
+        images,
+        torch.tensor([shift]).expand(n, 2),
+        torch.full((n,), rotation),
+        torch.tensor([scale]).expand(n, 2),
+        torch.full((n,), shear),
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def images(sample):
+    return sample["train"].images[:20]
+
+
+def test_nothing_asked_nothing_changed(images):
+    assert torch.equal(warp(images), images)
+    assert torch.equal(warp(images, displacement=torch.zeros(20, 2, 4, 4)), images)
+
+
+def test_whole_pixels_and_quarter_turns_are_exact(images):
+    moved = warp(images, shift=(3.0, -2.0))
+    assert torch.equal(moved[:, :-2, 3:], images[:, 2:, :-3])
+    assert not moved[:, -2:].any() and not moved[:, :, :3].any()
+    assert torch.equal(warp(images, rotation=90.0), torch.rot90(images, -1, (1, 2)))
+
+
+def test_all_together_as_scipy_computes_it(images):
+    shift, rotation, scale, shear = (1.3, -0.7), 20.0, (1.25, 0.8), 12.0
+    cos, sin = np.cos(np.radians(rotation)), np.sin(np.radians(rotation))
+    lean = np.tan(np.radians(shear))
+    forward = np.array([[cos, -sin], [sin, cos]]) @ np.diag(scale) @ np.array([[1, -lean], [0, 1]])  # on (x, y)
+    inverse = np.linalg.inv(forward)[::-1, ::-1]  # on (row, column)
+    center = np.array([13.5, 13.5])
+    offset = center - inverse @ (center + np.array(shift)[::-1])
+    got = warp(images.double(), shift, rotation, scale, shear)
+    for image, warped in zip(images.double().numpy(), got, strict=True):
+        padded = np.pad(image, 2)  # grid_sample fades to black across the border, scipy cuts off there
+        expected = scipy.ndimage.affine_transform(padded, inverse, offset + 2 - inverse @ [2, 2], order=1)[2:-2, 2:-2]
+        np.testing.assert_allclose(warped, expected, atol=0.02)
+
+
+def test_displacement_of_the_whole_grid_is_a_shift(images):
+    displacement = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).expand(20, 2, 4, 4)
+    assert torch.equal(warp(images, displacement=displacement), warp(images, shift=(-2.0, 0.0)))
+
+
+def test_a_warp_depends_on_seed_epoch_and_index_alone(sample):
+    digits = sample["train"]
+    one, two = (AugmentedDigits(digits, ALL, seed=0, num_epochs=10) for _ in range(2))
+    one.set_epoch(3)
+    two.set_epoch(1)
+    two.set_epoch(3)
+    together = one.__getitems__([5, 6, 7])["pixel_values"]
+    assert torch.equal(together[1], two[6]["pixel_values"])
+    two.set_epoch(4)
+    assert not torch.equal(together[1], two[6]["pixel_values"])
+    other = AugmentedDigits(digits, ALL, seed=1, num_epochs=10)
+    other.set_epoch(3)
+    assert not torch.equal(together[1], other[6]["pixel_values"])
+
+
+def test_warps_stay_within_what_was_asked(sample):
+    warps = AugmentedDigits(sample["train"], ALL, seed=0, num_epochs=10).warps
+    assert warps["shift"].abs().max() == pytest.approx(2, rel=1e-2)
+    assert warps["rotation"].abs().max() == pytest.approx(15, rel=1e-2)
+    assert (warps["scale"].min(), warps["scale"].max()) == (
+        pytest.approx(1 / 1.2, rel=1e-2),
+        pytest.approx(1.2, rel=1e-2),
+    )
+    assert warps["shear"].abs().max() == pytest.approx(10, rel=1e-2)
+    assert warps["displacement"].std() == pytest.approx(1, rel=1e-2)
+
+
+def test_the_last_epochs_can_be_left_as_they_are(sample):
+    args = AugmentationArguments(max_shift=2, augment_until=0.75)
+    digits = AugmentedDigits(sample["train"], args, seed=0, num_epochs=4)
+    for epoch in (2, 3):
+        digits.set_epoch(epoch)
+        same = torch.equal(digits[0]["pixel_values"], sample["train"][0]["pixel_values"])
+        assert same == (epoch == 3)
+
+
+def test_epochs_are_counted_by_steps_too(tmp_path):
+    *_, args = arguments(tmp_path, "--max_steps=30")
+    assert training.count_epochs(args, 1001) == pytest.approx(30 / 11)
+    *_, args = arguments(tmp_path, "--num_train_epochs=7")
+    assert training.count_epochs(args, 1001) == 7
+
+
+def test_a_killed_augmented_run_ends_bit_for_bit_the_same(tmp_path, monkeypatch):
+    """So each epoch has warps of its own, and a resumed run the same ones."""
+    flags = ["--max_shift=2", "--max_rotation=10", "--warp=1"]
+    epochs = []
+    set_epoch = AugmentedDigits.set_epoch
+    monkeypatch.setattr(
+        AugmentedDigits, "set_epoch", lambda self, epoch: (epochs.append(epoch), set_epoch(self, epoch))[1]
+    )
+    train(*arguments(tmp_path / "whole", *flags))
+    assert sorted(set(epochs)) == [0, 1, 2, 3]
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Exception):  # noqa: B017
+            train(*arguments(tmp_path / "cut", *flags))
+    train(*arguments(tmp_path / "cut", *flags))
+    assert all(
+        torch.equal(value, weights(tmp_path / "cut")[name]) for name, value in weights(tmp_path / "whole").items()
+    )
+
+
+def test_validation_is_never_augmented(tmp_path, sample):
+    model_args, _, augmentation, args = parse_arguments([f"--output_dir={tmp_path}", "--max_shift=2"])
+    model = training.build_model(model_args, sample["train"].names)
+    trainer = training.make_trainer(model, sample, augmentation, args)
+    assert isinstance(trainer.train_dataset, AugmentedDigits) and trainer.eval_dataset is sample["validation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_shift": -1.0}, "--max_shift must be zero or positive, got -1"),
+        ({"max_shear": 80.0}, "at most 60 degrees"),
+    ],
+)
+def test_impossible_warps_are_named(options, says):
+    with pytest.raises(InputError, match=says):
+        AugmentationArguments(**options)
