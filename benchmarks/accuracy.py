@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from modeling_vit_mnist import hub
+
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONED = ("torch", "transformers", "datasets", "accelerate")
@@ -43,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--keep", type=Path, help="Folder to keep the runs in.")
+    parser.add_argument("--record", type=Path, help="Checkpoint folder of this recipe whose card is to show the mean.")
     args, flags = parser.parse_known_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,6 +72,13 @@ def main() -> None:
         f"| **mean ± std, n = {len(results)}** | {summary['validation']} | **{summary['test']}** | "
         f"| {summary['training']} | {summary['whole']} |"
     )
+    if args.record:
+        test = columns["test"]
+        hub.add_measurement(args.record, "seeds", {
+            "n": len(results), "seeds": args.seeds, "test": [round(value, 2) for value in test],
+            "test_mean": statistics.mean(test), "test_std": statistics.stdev(test) if len(test) > 1 else 0.0,
+            "test_lowest": min(test), "test_highest": max(test),
+        })  # fmt: skip
     first = results[0]
     print(f"\n{first['parameters']:,} parameters; {first['dataset']}; {first['device']}; {describe_machine()}.")
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from .configuration_vit_mnist import VitMnistConfig
 from .errors import InputError
+from .files import write_text
 from .image_processing_vit_mnist import VitMnistImageProcessor
 from .modeling_vit_mnist import VitMnistForImageClassification
 
@@ -27,6 +28,8 @@ from .modeling_vit_mnist import VitMnistForImageClassification
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
 # What goes to the Hub: everything a checkpoint needs, and nothing that only training needs.
 UPLOADED = ("*.safetensors", "*.json", "*.py", "README.md")
+# Records of `benchmarks/` that a card shows: accuracy over seeds, accuracy on spoilt images.
+MEASUREMENTS = ("seeds", "robustness")
 VERSIONED = ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface-hub")
 
 
@@ -132,13 +135,40 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def fill_card(run: dict, results: dict, template: Path = CARD_TEMPLATE) -> str:
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide how a run turns out."""
+    return {name: importlib.metadata.version(name) for name in VERSIONED} | {"Python": platform.python_version()}
+
+
+def add_measurement(folder: str | os.PathLike, name: str, record: dict) -> None:
+    """
+    Put a benchmark's record, one of [`MEASUREMENTS`], into a checkpoint folder and its figures into the card there.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    folder = Path(folder)
+    try:
+        run, results = (json.loads((folder / file).read_text("utf-8")) for file in ("run.json", "all_results.json"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no finished run: {error}") from error
+    write_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    measured = {
+        kind: json.loads((folder / f"{kind}.json").read_text("utf-8"))
+        for kind in MEASUREMENTS
+        if (folder / f"{kind}.json").is_file()
+    }
+    write_text(folder / "README.md", fill_card(run, results, measured))
+
+
+def fill_card(run: dict, results: dict, measured: dict[str, dict] | None = None) -> str:
     """
     The model card of a run, from `model_card.md`.
 
     Args:
         run: What [`training.describe_run`] returns.
         results: What `all_results.json` holds.
+        measured: Records of [`MEASUREMENTS`], as far as they have been made.
     """
     is_hub_dataset = "/" in results["dataset"]
     dataset = {"dataset_type": results["dataset"], "dataset_name": "MNIST" if is_hub_dataset else results["dataset"]}
@@ -169,8 +199,9 @@ def fill_card(run: dict, results: dict, template: Path = CARD_TEMPLATE) -> str:
             for kind, name, value in metrics
         ],
     )
-    versions = {name: importlib.metadata.version(name) for name in VERSIONED} | {"Python": platform.python_version()}
-    card = ModelCard.from_template(data, template_path=str(template), run=run, results=results, versions=versions)
+    card = ModelCard.from_template(
+        data, template_path=str(CARD_TEMPLATE), run=run, results=results, measured=measured or {}
+    )
     return str(card).rstrip("\n") + "\n"
 
 

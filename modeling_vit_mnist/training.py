@@ -386,6 +386,7 @@ def train(
         "duration": time.time() - started,
         "ended_at": datetime.now().isoformat(sep=" ", timespec="seconds"),
         "device": describe_device(args),
+        "versions": hub.describe_versions(),
     }
     if is_main:
         save_run(trainer, processor, run, results, Path(args.output_dir))
@@ -486,8 +487,6 @@ def describe_run(
     )  # fmt: skip
     data = {name: len(split) for name, split in digits.items()}
     data |= {"source": digits["train"].source, "split_seed": data_args.split_seed}
-    if augmentation.is_on:
-        data |= vars(augmentation)
     start = {"whiten_patches": model_args.whiten_patches}
     if model_args.model_name_or_path:  # a folder by its name alone, since the record goes to the Hub
         folder = Path(model_args.model_name_or_path)
@@ -495,7 +494,8 @@ def describe_run(
     if args.optim == "natural_gradient":
         training += ("damping", "final_damping", "fisher_steps", "fisher_images")
     values = {name: getattr(args, name) for name in training}
-    run = {"model": network | start, "data": data, "training": values}
+    warps = vars(augmentation) if augmentation.is_on else {}
+    run = {"model": network | start, "data": data, "augmentation": warps, "training": values}
     return json.loads(json.dumps(run, default=str))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -180,6 +181,7 @@ RESULTS = {
     "test_accuracy": 0.9512, "test_macro_f1": 0.95, "test_per_class_accuracy": [0.9] * 9 + [None],
     "test_confusion_matrix": [[0] * 10] * 10, "test_expected_calibration_error": 0.01, "train_loss": 0.3,
     "train_runtime": 60.0, "duration": 70.0, "ended_at": "2026-01-01 00:00:00", "device": "cpu, 2 threads",
+    "versions": {"torch": "2.13.0"},
 }  # fmt: skip
 
 
@@ -198,6 +200,22 @@ def test_card_is_filled_and_its_metadata_complete(saved):
     assert measured["dataset"]["split"] == "test" and measured["metrics"][0]["value"] == 0.9512
     assert "95.12" in body and "1,850" in body
     assert not re.search(r"\{\{|\}\}|\{%|None|Undefined", body)
+
+
+def test_measurements_enter_the_card(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "run")
+    run = {"model": json.loads((saved[0] / "config.json").read_text()), "data": {}, "training": {"seed": 0}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match="holds no finished run"):
+        hub.add_measurement(tmp_path, "seeds", {})
+    (tmp_path / "run" / "all_results.json").write_text(json.dumps(RESULTS))
+    seeds = {"n": 5, "test_mean": 96.5, "test_std": 0.25, "test_lowest": 96.1, "test_highest": 96.8}
+    hub.add_measurement(tmp_path / "run", "seeds", seeds)
+    hub.add_measurement(tmp_path / "run", "robustness", {"accuracy": {"blur": {"1 pixel": 0.912, "2 pixels": 0.5}}})
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "over 5 seeds: test accuracy\n96.50 ± 0.25 %" in card
+    assert "| blur | 1 pixel: 91.2 | 2 pixels: 50.0 |" in card
+    assert json.loads((tmp_path / "run" / "seeds.json").read_text()) == seeds
 
 
 def test_card_of_the_sample_says_so(saved):
