@@ -19,6 +19,7 @@ from .conftest import ROOT, SAMPLE
 
 
 QUICK = [
+    f"--recipe={ROOT / 'configs' / 'adam.yaml'}",
     f"--dataset_name={SAMPLE}", "--max_train_samples=400", "--max_eval_samples=100", "--num_train_epochs=4",
     "--per_device_train_batch_size=100", "--use_cpu=True", "--disable_tqdm=True",
 ]  # fmt: skip
@@ -223,7 +224,7 @@ def test_optimizer_and_schedule_are_the_recipes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw_torch", "AdamW"), ("sgd", "SGD"), ("adam", "Adam")])
 def test_optimizers_by_name(tmp_path, name, kind, sample):
-    _, _, args = arguments(tmp_path, f"--optim={name}", "--weight_decay=0.1")
+    *_, args = arguments(tmp_path, f"--optim={name}", "--weight_decay=0.1")
     trainer = training.VitMnistTrainer(model=make_model(), args=args, eval_dataset=sample["validation"])
     optimizer = trainer.create_optimizer()
     assert type(optimizer).__name__ == kind
@@ -250,17 +251,35 @@ def test_whitened_patches_are_uncorrelated_and_centred(sample):
 
 
 def test_fine_tuning_starts_from_the_checkpoint(finished, tmp_path):
-    model_args, _, _ = arguments(tmp_path, f"--model_name_or_path={finished[0]}")
+    model_args, *_ = arguments(tmp_path, f"--model_name_or_path={finished[0]}")
     model = training.build_model(training.ModelArguments(model_name_or_path=model_args.model_name_or_path), ["a", "b"])
     assert model.config.id2label == {0: "a", 1: "b"} and model.head.weight.shape == (2, 8)
     assert torch.equal(model.vit.pos_embed, weights(finished[0])["vit.pos_embed"])
 
 
-def test_recipes_are_complete_and_flags_win(tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "optim", "parameters"),
+    [
+        ("tiny", "natural_gradient", 1850),
+        ("fast", "natural_gradient", 1850),
+        ("best", "natural_gradient", 1850),
+        ("adam", "adam", 1850),
+        ("small", "adamw_torch_fused", 58_402),
+    ],
+)
+def test_recipes_are_complete(recipe, optim, parameters):
+    model_args, *_, args = parse_arguments(["--recipe", str(ROOT / "configs" / f"{recipe}.yaml")])
+    assert (args.optim, args.lr_scheduler_kwargs) == (optim, {"min_lr": 1e-5})
+    assert args.output_dir == f"outputs/vit-mnist-{recipe}"
+    model = training.build_model(model_args, [str(digit) for digit in range(10)])
+    assert model.num_parameters() == parameters <= 60_000
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {"tiny", "fast", "best", "adam", "small"}
+
+
+def test_the_default_recipe_is_tiny_and_flags_win(tmp_path):
     recipe = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
     *_, args = parse_arguments([])
-    assert args.learning_rate == float(recipe["learning_rate"]) and args.optim == "adam"
-    assert args.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert (args.learning_rate, args.optim) == (recipe["learning_rate"], recipe["optim"])
     *_, args = parse_arguments(
         ["--learning_rate", "0.5", "--optim=adamw_torch", "--lr_scheduler_kwargs", '{"min_lr": 0}']
     )
