@@ -3,10 +3,13 @@ Training speed of four ways to train the same network, side by side: images per 
 
     python benchmarks/training.py                     # every way at batch 256
     python benchmarks/training.py --own_batch_sizes   # every way at the batch size it comes with
-    OMP_NUM_THREADS=1 python benchmarks/training.py --rounds 5
+    OMP_NUM_THREADS=1 python benchmarks/training.py --ways package two         # one process against two
+    python benchmarks/training.py --ways package bare --images 6000 60000 600000  # does the cost per image stay?
 
-package   `run_train.py`: its Trainer, its data, its default recipe
+package   `run_train.py`'s own path, with Adam (configs/adam.yaml), without validation and checkpoints
+natural   the same with the default recipe: warped images, natural gradient, an update of its matrix in 200 steps
 bare      a plain PyTorch loop over normalised images in memory, same network, Adam: the limit of the framework
+two       `package` in two processes by accelerate, half the batch in each
 stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
 original  a DataLoader that makes every image a tensor and normalises it, same network, Adam
 
@@ -23,11 +26,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from accuracy import describe_machine
 
 
-OWN_BATCH_SIZES = {"package": 256, "bare": 256, "stock": 8, "original": 64}  # 8 is TrainingArguments' default
+ROOT = Path(__file__).resolve().parents[1]
+OWN_BATCH_SIZES = {
+    "package": 256,
+    "two": 256,
+    "bare": 256,
+    "stock": 8,
+    "original": 64,
+}  # 8: TrainingArguments' default
+LAUNCH = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'configs/accelerate/two_cpu_processes.yaml'}"]
 
 
 def stamps_to_speed(stamps: list[float], batch_size: int, warmup: int) -> float:
@@ -45,21 +57,27 @@ def watch(stamps: list[float]):
 
 
 def load(args: argparse.Namespace):
+    """The splits; with `--images`, so many training images, over and over again if need be."""
+    import torch
+
     from modeling_vit_mnist import VitMnistImageProcessor
     from modeling_vit_mnist.arguments import DataArguments
     from modeling_vit_mnist.data import load_digits
 
-    return load_digits(DataArguments(dataset_name=args.dataset_name), VitMnistImageProcessor())
+    digits = load_digits(DataArguments(dataset_name=args.dataset_name), VitMnistImageProcessor())
+    if args.images:
+        digits["train"] = digits["train"].select(torch.arange(args.images[0]) % len(digits["train"]))
+    return digits
 
 
 def package(args: argparse.Namespace, flags: list[str]) -> float:
-    """The path of `run_train.py`, without the epochs' validation and checkpoints."""
     from modeling_vit_mnist import training
 
     with tempfile.TemporaryDirectory() as folder:
         model_args, _, augmentation, train_args = training.parse_arguments([
-            f"--output_dir={folder}", f"--max_steps={args.steps}", f"--per_device_train_batch_size={args.batch_size}",
-            "--eval_strategy=no", "--save_strategy=no", "--load_best_model_at_end=False", *flags,
+            f"--recipe={ROOT / 'configs/adam.yaml'}", f"--output_dir={folder}", f"--max_steps={args.steps}",
+            f"--per_device_train_batch_size={args.batch_size}", "--eval_strategy=no", "--save_strategy=no",
+            "--load_best_model_at_end=False", *flags,
         ])  # fmt: skip
         digits = load(args)
         model = training.build_model(model_args, digits["train"].names)
@@ -67,7 +85,11 @@ def package(args: argparse.Namespace, flags: list[str]) -> float:
         stamps = []
         trainer.add_callback(watch(stamps))
         trainer.train()
-    return stamps_to_speed(stamps, args.batch_size, args.warmup)
+    return stamps_to_speed(stamps, args.batch_size, args.warmup) * train_args.world_size
+
+
+def natural(args: argparse.Namespace, flags: list[str]) -> float:
+    return package(args, [f"--recipe={ROOT / 'configs/tiny.yaml'}", f"--warmup_steps={args.warmup // 2}", *flags])
 
 
 def stock(args: argparse.Namespace, flags: list[str]) -> float:
@@ -166,13 +188,17 @@ def original(args: argparse.Namespace, flags: list[str]) -> float:
     return loop(lambda: loader, args)
 
 
-WAYS = {"package": package, "bare": bare, "stock": stock, "original": original}
+WAYS = {"package": package, "natural": natural, "two": package, "bare": bare, "stock": stock, "original": original}
+
+
+def compare(over: list[dict], under: list[dict]) -> str:
+    """Median, lowest and highest of the rounds' ratios."""
+    ratios = [a["speed"] / b["speed"] for a, b in zip(over, under, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[1], epilog="Further flags go to run_train.py's recipe."
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1], epilog="Further flags go to run_train.py.")
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--own_batch_sizes", action="store_true", help=f"Each its own: {OWN_BATCH_SIZES}.")
@@ -180,6 +206,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=40, help="Of these, steps that do not count.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--images", type=int, nargs="+", help="Training images, repeated if need be. Default: all.")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     args, flags = parser.parse_known_args()
     if args.measure:
@@ -188,31 +215,32 @@ def main() -> None:
         print("\n" + json.dumps({"speed": speed, "peak": peak}))
         return
 
-    results = {way: [] for way in args.ways}
+    cases = [(way, images) for images in args.images or [None] for way in args.ways]
+    results = {case: [] for case in cases}
     for number in range(args.rounds):
-        for way in args.ways:
+        for way, images in cases:
             batch_size = OWN_BATCH_SIZES[way] if args.own_batch_sizes else args.batch_size
-            own = [f"--measure={way}", f"--batch_size={batch_size}"]
             print(f"round {number + 1} of {args.rounds}: {way}, batch {batch_size}", file=sys.stderr)
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], *own], check=True, capture_output=True, text=True
-            )
-            results[way].append(json.loads(done.stdout.splitlines()[-1]) | {"batch_size": batch_size})
+            command = [*(LAUNCH if way == "two" else []), __file__, *sys.argv[1:], f"--measure={way}"]
+            command.append(f"--batch_size={batch_size // 2 if way == 'two' else batch_size}")
+            command += ["--images", str(images)] if images else []
+            done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+            results[way, images].append(json.loads(done.stdout.splitlines()[-1]) | {"batch_size": batch_size})
 
-    print("| way | batch | images/s, median (lowest to highest) | against `bare` | peak memory, MiB |")
-    print("|---|---|---|---|---|")
-    for way, rounds in results.items():
+    first = "bare" if "bare" in args.ways else args.ways[0]
+    print(f"| way | images | batch | images/s, median (lowest to highest) | against `{first}` | peak memory, MiB |")
+    print("|---|---|---|---|---|---|")
+    for (way, images), rounds in results.items():
         speeds = [round["speed"] for round in rounds]
-        ratios = [a["speed"] / b["speed"] for a, b in zip(rounds, results.get("bare", rounds), strict=True)]
         print(
-            f"| {way} | {rounds[0]['batch_size']} | {statistics.median(speeds):,.0f} ({min(speeds):,.0f} to "
-            f"{max(speeds):,.0f}) | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+            f"| {way} | {images or 55_000:,} | {rounds[0]['batch_size']} | {statistics.median(speeds):,.0f} "
+            f"({min(speeds):,.0f} to {max(speeds):,.0f}) | {compare(rounds, results[first, images])} "
             f"| {max(round['peak'] for round in rounds):,.0f} |"
         )
-    if "package" in results:
-        for way in set(results) - {"package"}:
-            ratios = [a["speed"] / b["speed"] for a, b in zip(results["package"], results[way], strict=True)]
-            print(f"\n`package` is {statistics.median(ratios):.2f} times `{way}`.")
+    if "package" in args.ways and not args.images:
+        for way in args.ways:
+            if way != "package":
+                print(f"\n`package` against `{way}`: {compare(results['package', None], results[way, None])}.")
     print(f"\nn = {args.rounds} rounds of {args.steps - args.warmup} steps; {describe_machine()}.")
 
 
