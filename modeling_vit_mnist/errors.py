@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 # The packages that only some commands need, and the extras of this package that install them.
-EXTRAS = {"matplotlib": "plots"}
+EXTRAS = {"matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
 
 
 class InputError(ValueError):

@@ -1,8 +1,9 @@
 """Files that are written whole or not at all."""
 
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,25 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: Path, last: Collection[str] = ()) -> Iterator[Path]:
+    """
+    Give a folder to write to inside `folder`, and move what it holds up there when all went well, the files named in
+    `last` after the others; else what `folder` held stays as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".saving-{uuid.uuid4().hex[:8]}"
+    try:
+        staging.mkdir()
+        yield staging
+        files = (path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda file: (str(file) in last, file)):
+            (folder / file).parent.mkdir(exist_ok=True)
+            os.replace(staging / file, folder / file)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 
 from .configuration_vit_mnist import VitMnistConfig
 from .errors import InputError
-from .files import write_text
+from .files import replacing_files, write_text
 from .image_processing_vit_mnist import VitMnistImageProcessor
 from .modeling_vit_mnist import VitMnistForImageClassification
 
@@ -115,24 +114,16 @@ def save_checkpoint(
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".saving-{uuid.uuid4().hex[:8]}"
     try:
-        staging.mkdir()
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        shutil.copymode(staging / "config.json", staging / "model.safetensors")  # written for its owner only
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        written = sorted(path.name for path in staging.iterdir())
-        for name, record in records.items():
-            (staging / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        for name in [*written, *records]:
-            os.replace(staging / name, folder / name)
+        with replacing_files(Path(folder), last=records) as staging:
+            model.save_pretrained(staging)
+            processor.save_pretrained(staging)
+            shutil.copymode(staging / "config.json", staging / "model.safetensors")  # written for its owner only
+            (staging / "README.md").write_text(card, encoding="utf-8")
+            for name, record in records.items():
+                (staging / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except SafetensorError as error:
         raise OSError(f"The checkpoint cannot be saved to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def describe_versions() -> dict[str, str]:

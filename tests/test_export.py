@@ -1,0 +1,235 @@
+"""Exports compute what our model computes, load without our code, and come back with the same bits."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
+from modeling_vit_mnist.export import import_checkpoint
+
+from .conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network whose every size differs from the default, all weights random."""
+    folder = tmp_path_factory.mktemp("export") / "checkpoint"
+    torch.manual_seed(0)
+    config = VitMnistConfig(hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20)
+    model = VitMnistForImageClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    hub.save_checkpoint(folder, model, VitMnistImageProcessor(), card="", records={})
+    return folder
+
+
+@pytest.fixture
+def export(run_script, tmp_path, checkpoint):
+    def run(form, *more):
+        done = run_script("run_export.py", "--format", form, "--model", checkpoint, "--output", tmp_path / form, *more)
+        assert done.code == 0, done.err
+        return tmp_path / form
+
+    return run
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("form", ["vit", "vit-rgb", "timm"])
+def test_there_and_back_bit_for_bit(export, run_script, tmp_path, checkpoint, form):
+    heads = json.loads((checkpoint / "config.json").read_text())["num_attention_heads"]
+    done = run_script("run_export.py", "--format", "import", "--model", export(form), "--output", tmp_path / "back")
+    assert done.code == 0, done.err
+    before, after = weights_of(checkpoint), weights_of(tmp_path / "back")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["intermediate_size"], config["patch_size"]) == (heads, 20, 7)
+    assert config["id2label"] == {str(digit): str(digit) for digit in range(10)}
+    processor = VitMnistImageProcessor.from_pretrained(tmp_path / "back")
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.1307], [0.3081])
+
+
+@pytest.mark.parametrize(("form", "channels"), [("vit", 1), ("vit-rgb", 3)])
+def test_the_in_tree_class_gives_the_same_logits(export, checkpoint, form, channels):
+    theirs, info = ViTForImageClassification.from_pretrained(export(form), output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ours, _ = hub.load_checkpoint(checkpoint)
+    pixel_values = torch.randn(7, 1, 28, 28, dtype=torch.double)
+    with torch.no_grad():
+        expected = ours.double().eval()(pixel_values).logits
+        got = theirs.double().eval()(pixel_values.expand(-1, channels, -1, -1)).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_stock_pipeline_takes_the_rgb_form(export, checkpoint, sample, tmp_path):
+    """In a fresh process that never imports this package."""
+    import PIL.Image
+
+    files = []
+    for index, frame in enumerate(sample["test"].images[:8]):
+        files.append(str(tmp_path / f"{index}.png"))
+        PIL.Image.fromarray(frame.numpy()).save(files[-1])
+    code = f"""
+import json, sys
+from transformers import pipeline
+classify = pipeline("image-classification", model={str(export("vit-rgb"))!r}, top_k=1)
+print(json.dumps([[result[0]["label"], result[0]["score"]] for result in classify({files!r})]))
+assert not [name for name in sys.modules if name.startswith("modeling_vit_mnist")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    model, processor = hub.load_checkpoint(checkpoint)
+    with torch.no_grad():
+        expected = model.eval()(processor.to_pixel_values(sample["test"].images[:8])).logits.softmax(-1).max(-1)
+    for (label, score), value, index in zip(json.loads(done.stdout), *expected, strict=True):
+        assert (label, score) == (str(index.item()), pytest.approx(value.item(), abs=1e-5))
+
+
+def test_the_stock_processor_makes_the_same_pixels(export, sample):
+    import PIL.Image
+
+    image = PIL.Image.fromarray(sample["test"].images[0].numpy())
+    expected = VitMnistImageProcessor()(image, return_tensors="pt").pixel_values
+    for form, channels in (("vit", 1), ("vit-rgb", 3)):
+        processor = AutoImageProcessor.from_pretrained(export(form))
+        got = processor(image if channels == 1 else image.convert("RGB"), return_tensors="pt").pixel_values
+        torch.testing.assert_close(got, expected.expand(-1, channels, -1, -1), rtol=0, atol=1e-6)
+
+
+def test_timm_loads_it(export, checkpoint):
+    folder = export("timm")
+    assert {"cls_token", "blocks.2.attn.qkv.weight", "norm.bias", "head.weight"} <= weights_of(folder).keys()
+    try:
+        import timm
+    except Exception as error:  # a torchvision that does not match torch fails in many ways
+        pytest.skip(f"timm cannot be imported: {error}")
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).double().eval()
+    ours, _ = hub.load_checkpoint(checkpoint)
+    pixel_values = torch.randn(3, 1, 28, 28, dtype=torch.double)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixel_values), ours.double().eval()(pixel_values).logits)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
+def test_a_pth_file_of_timm_names_is_imported(tmp_path, wrap):
+    model, _ = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
+    state = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
+    torch.save(wrap(state), tmp_path / "vit.pth")
+    imported, _ = import_checkpoint(tmp_path / "vit.pth")
+    assert all(torch.equal(tensor, imported.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert imported.config.num_attention_heads == 2
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from a pickle has run",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"model": Evil()}, "cannot be read"),
+        ({"fc.weight": torch.zeros(2)}, "holds no state dict of timm's names"),
+        ({"patch_embed.proj.weight": torch.zeros(8, 1, 7, 7)}, "not of such a network"),
+    ],
+)
+def test_what_cannot_be_imported_gets_one_line(tmp_path, run_script, content, says):
+    torch.save(content, tmp_path / "x.pth")
+    done = run_script(
+        "run_export.py", "--format", "import", "--model", tmp_path / "x.pth", "--output", tmp_path / "out"
+    )
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1
+    assert "code from a pickle" not in done.out
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path, run_script):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = run_script("run_export.py", "--format", "vit", "--output", tmp_path)
+    assert done.code == 2 and "is not empty" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_other_formats_are_named(tmp_path, run_script):
+    done = run_script("run_export.py", "--format", "tflite", "--output", tmp_path / "x")
+    assert done.code == 2 and "invalid choice: 'tflite'" in done.err
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    done = subprocess.run(
+        [sys.executable, "run_export.py", "--format", "onnx", "--output", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def session(folder, name):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(folder / "onnx" / f"{name}.onnx")
+
+
+def test_onnx_gives_the_same_logits_at_any_batch_size(onnx_folder):
+    model, _ = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
+    network = session(onnx_folder, "model")
+    for size in (1, 2, 17):
+        pixel_values = torch.randn(size, 1, 28, 28, generator=torch.Generator().manual_seed(size))
+        with torch.no_grad():
+            expected = model.eval()(pixel_values).logits
+        (got,) = network.run(None, {"pixel_values": pixel_values.numpy()})
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
+    for name in ("model", "model_quantized", "model_uint8"):
+        labels = session(onnx_folder, name).get_modelmeta().custom_metadata_map["labels"]
+        assert json.loads(labels) == [str(digit) for digit in range(10)]
+        content = (onnx_folder / "onnx" / f"{name}.onnx").read_bytes()
+        assert len(content) < 25_000 and b".py" not in content and b"/home" not in content and b"/root" not in content
+
+
+def test_onnx_predicts_the_same_digits(onnx_folder, sample):
+    compare_predictions(onnx_folder, sample["test"])
+
+
+def test_onnx_predicts_the_same_digits_on_mnist(onnx_folder, mnist):
+    from modeling_vit_mnist.arguments import DataArguments
+    from modeling_vit_mnist.data import load_digits
+
+    digits = load_digits(DataArguments(dataset_name=mnist), VitMnistImageProcessor(), ["test"])["test"]
+    compare_predictions(onnx_folder, digits)
+
+
+def compare_predictions(folder, digits):
+    model, processor = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
+    pixel_values = processor.to_pixel_values(digits.images)
+    with torch.no_grad():
+        logits = model.eval()(pixel_values).logits
+    expected, labels = logits.argmax(1).numpy(), digits.labels.numpy()
+    (plain,) = session(folder, "model").run(None, {"pixel_values": pixel_values.numpy()})
+    assert np.array_equal(plain.argmax(1), expected)
+    (whole,) = session(folder, "model_uint8").run(None, {"images": digits.images.numpy()})
+    assert np.array_equal(whole.argmax(1), expected)
+    np.testing.assert_allclose(whole, logits.softmax(-1), atol=1e-4)
+    (int8,) = session(folder, "model_quantized").run(None, {"pixel_values": pixel_values.numpy()})
+    assert abs((int8.argmax(1) == labels).mean() - (expected == labels).mean()) <= 0.002
+
+
+def test_a_stock_model_loads_the_tiny_checkpoint_by_auto_class(tmp_path, run_script):
+    done = run_script("run_export.py", "--format", "vit", "--output", tmp_path / "vit")
+    assert done.code == 0, done.err
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "vit")
+    assert type(model) is ViTForImageClassification and model.num_parameters() == 1850
