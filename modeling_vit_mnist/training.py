@@ -286,7 +286,7 @@ class RunReport(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
-            best = "  best" if metrics["eval_accuracy"] == state.best_metric else ""
+            best = "  best" if metrics.get(f"eval_{args.metric_for_best_model}") == state.best_metric else ""
             _write(
                 f"Epoch {state.epoch:5.1f} of {state.num_train_epochs}  loss {self.loss:.4f}  validation loss "
                 f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}"
