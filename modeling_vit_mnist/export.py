@@ -43,6 +43,12 @@ IN_TREE_NAMES = (
     (r"vit\.norm", "vit.layernorm"),
     (r"head", "classifier"),
 )
+# What the two configurations have in common.
+SHARED_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "image_size", "patch_size", "qkv_bias",
+    "id2label", "label2id",
+)  # fmt: skip
 # How much red, green and blue count. A grey image gives the same logits with any weights that add up to 1; powers of
 # two leave the bits of the weights alone, and green, which the eye sees best, counts most.
 CHANNEL_WEIGHTS = (0.25, 0.5, 0.25)
@@ -83,22 +89,7 @@ def from_in_tree(state: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def in_tree_config(config: VitMnistConfig, num_channels: int) -> ViTConfig:
-    return ViTConfig(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_act=config.hidden_act,
-        hidden_dropout_prob=config.hidden_dropout_prob,
-        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
-        layer_norm_eps=config.layer_norm_eps,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_channels=num_channels,
-        qkv_bias=config.qkv_bias,
-        id2label=config.id2label,
-        label2id=config.label2id,
-    )
+    return ViTConfig(**{name: getattr(config, name) for name in SHARED_FIELDS}, num_channels=num_channels)
 
 
 def in_tree_model(model: VitMnistForImageClassification, rgb: bool = False) -> ViTForImageClassification:
@@ -347,21 +338,7 @@ def _import_in_tree(folder: Path) -> tuple[VitMnistForImageClassification, VitMn
     state = theirs.state_dict()
     weight = "vit.embeddings.patch_embeddings.projection.weight"
     state[weight] = state[weight].sum(1, keepdim=True)  # what a grey image meets
-    own = VitMnistConfig(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_act=config.hidden_act,
-        hidden_dropout_prob=config.hidden_dropout_prob,
-        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
-        layer_norm_eps=config.layer_norm_eps,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        qkv_bias=config.qkv_bias,
-        id2label=config.id2label,
-        label2id=config.label2id,
-    )
+    own = VitMnistConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
     model = VitMnistForImageClassification(own).to(theirs.dtype)
     model.load_state_dict(from_in_tree(state, model.state_dict()))
     record = folder / "preprocessor_config.json"

@@ -48,7 +48,7 @@ def test_every_training_command_parses():
         parse_arguments(command[command.index("run_train.py") + 1 :])
 
 
-@pytest.mark.parametrize("script", ["run_train.py", "run_inference.py", "run_visualize.py"])
+@pytest.mark.parametrize("script", ["run_train.py", "run_inference.py", "run_visualize.py", "run_export.py"])
 def test_scripts_explain_themselves(script, run_script):
     done = run_script(script, "--help")
     assert done.code == 0 and "usage: " + script in done.out
