@@ -234,6 +234,18 @@ def test_optimizers_by_name(tmp_path, name, kind, sample):
     assert not {name for name in names if "norm" in name or "bias" in name or "cls" in name or "pos" in name}
 
 
+def test_accumulated_batches_count_as_one(tmp_path, finished):
+    """Also the last, shorter one of an epoch: 400 images are 3 batches of 150, 150 and 100."""
+    flags = ["--num_train_epochs=1", "--optim=sgd", "--learning_rate=0.1", "--warmup_steps=0"]
+    train(*arguments(tmp_path / "whole", *flags, "--per_device_train_batch_size=150"))
+    train(
+        *arguments(tmp_path / "parts", *flags, "--per_device_train_batch_size=50", "--gradient_accumulation_steps=3")
+    )
+    parts = weights(tmp_path / "parts")
+    for name, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
+
+
 def make_model():
     return training.build_model(training.ModelArguments(), [str(i) for i in range(10)])
 
