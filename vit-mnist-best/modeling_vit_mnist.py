@@ -1,0 +1,315 @@
+"""
+A tiny Vision Transformer, read from top to bottom as the figure of its paper: patches, tokens, attention, block,
+model, head (Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929).
+
+It computes what transformers' `ViTForImageClassification` and timm's `VisionTransformer` compute from the same
+weights, and its parameters carry timm's names. Travels with every checkpoint, so it imports only its own config.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vit_mnist import VitMnistConfig
+
+
+class VitMnistPatchEmbeddings(nn.Module):
+    """Cut the image into square patches and project each one linearly to a token."""
+
+    def __init__(self, config: VitMnistConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.proj = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}. The image processor makes them from any image."
+            )
+        height, width = pixel_values.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"Image height and width must be multiples of the patch size {self.patch_size}, got {height}x{width}."
+            )
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)  # (batch, patches, hidden)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention written out; the one implementation that also returns its probabilities."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (batch, heads, tokens, tokens)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    probabilities = nn.functional.dropout(probabilities.to(query.dtype), p=dropout, training=module.training)
+    attended = torch.matmul(probabilities, value).transpose(1, 2).contiguous()  # (batch, tokens, heads, head_dim)
+    return attended, probabilities
+
+
+class VitMnistAttention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, config: VitMnistConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Every token attends to all tokens; with `num_queries`, only the first so many tokens are computed."""
+        batch_size, num_tokens, hidden_size = hidden_states.shape
+        qkv = self.qkv(hidden_states)  # (batch, tokens, 3 * hidden)
+        qkv = qkv.view(batch_size, num_tokens, 3, self.config.num_attention_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, head_dim)
+        query = query[:, :, :num_queries]
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if batch_size == 0:  # transformers' sdpa cannot reshape an empty batch
+            attention = eager_attention_forward
+        attended, probabilities = attention(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            **kwargs,
+        )
+        attended = attended.reshape(batch_size, query.shape[2], hidden_size)
+        return self.proj(attended), probabilities
+
+
+class VitMnistMLP(nn.Module):
+    def __init__(self, config: VitMnistConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class VitMnistBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: VitMnistConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = VitMnistAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = VitMnistMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        attended, _ = self.attn(self.norm1(hidden_states), num_queries=num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))  # (batch, tokens, hidden)
+
+
+class VitMnistPreTrainedModel(PreTrainedModel):
+    """What the model and the classifier share: what they support and how weights start."""
+
+    config: VitMnistConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VitMnistPatchEmbeddings", "VitMnistBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": VitMnistBlock, "attentions": VitMnistAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        # transformers' `init` functions leave alone what `from_pretrained` has loaded.
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if self.config.initializer == "xavier_uniform":
+                # A patch projection is a linear map of the flattened patch, so its fans are those of that map.
+                bound = math.sqrt(6 / (module.weight[0].numel() + module.weight.shape[0]))
+                init.uniform_(module.weight, -bound, bound)
+            else:
+                init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, VitMnistModel):
+            for parameter in (module.cls_token, module.pos_embed):
+                init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+
+
+class VitMnistModel(VitMnistPreTrainedModel):
+    """The encoder: patches and a CLS token through the blocks, without a classification head."""
+
+    def __init__(self, config: VitMnistConfig):
+        super().__init__(config)
+        self.patch_embed = VitMnistPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, config.hidden_size))
+        self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
+        self.blocks = nn.ModuleList([VitMnistBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed
+
+    def interpolated_pos_embed(self, height: int, width: int) -> torch.Tensor:
+        """
+        Position embeddings for an image of another size, by bicubic interpolation of the learned grid (as in DINO,
+        https://arxiv.org/abs/2104.14294, and the in-tree ViT). Returns shape (1, 1 + patches, hidden_size).
+        """
+        size = (height // self.config.patch_size, width // self.config.patch_size)
+        side = self.config.image_size // self.config.patch_size
+        if size == (side, side):
+            return self.pos_embed
+        cls_position, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        grid = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, hidden, side, side)
+        grid = nn.functional.interpolate(grid, size=size, mode="bicubic", align_corners=False)
+        return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalised images,
+                as the image processor makes them; cast to the dtype of the weights.
+            interpolate_pos_encoding (`bool`, *optional*): Accept other image sizes (multiples of the patch size).
+            cls_only (`bool`): Compute of the last block only the CLS token, all that a classifier reads, and return
+                `last_hidden_state` of shape `(batch, 1, hidden_size)`.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, 1 + patches, hidden_size)`, after the final LayerNorm;
+            `pooler_output` of shape `(batch, hidden_size)`, its CLS token; on request `hidden_states`, one
+            `(batch, 1 + patches, hidden_size)` per layer and the first block's input, and `attentions`, one
+            `(batch, heads, 1 + patches, 1 + patches)` per layer, which needs the eager attention:
+            `model.set_attn_implementation("eager")`.
+
+        Raises:
+            ValueError: wrong number of dimensions or channels, another image size, or attentions asked of an attention
+                implementation that does not return them.
+        """
+        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"The {self.config._attn_implementation} attention does not return its probabilities: call "
+                "model.set_attn_implementation('eager') first."
+            )
+        tokens = self.patch_embed(pixel_values.to(self.pos_embed.dtype))  # (batch, patches, hidden)
+        height, width = pixel_values.shape[2:]
+        if interpolate_pos_encoding:
+            positions = self.interpolated_pos_embed(height, width)
+        elif (height, width) == (self.config.image_size, self.config.image_size):
+            positions = self.pos_embed
+        else:
+            raise ValueError(
+                f"The model takes images of {self.config.image_size}x{self.config.image_size}, got {height}x{width}. "
+                "Resize them with the image processor, or pass interpolate_pos_encoding=True."
+            )
+        cls_tokens = self.cls_token.expand(tokens.shape[0], -1, -1)
+        hidden_states = self.pos_drop(
+            torch.cat([cls_tokens, tokens], dim=1) + positions
+        )  # (batch, 1 + patches, hidden)
+
+        for block in self.blocks:
+            num_queries = 1 if cls_only and block is self.blocks[-1] else None
+            hidden_states = block(hidden_states, num_queries=num_queries, **kwargs)
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+class VitMnistForImageClassification(VitMnistPreTrainedModel):
+    """The encoder with a linear classifier on its CLS token."""
+
+    def __init__(self, config: VitMnistConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit = VitMnistModel(config)
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalised images.
+            labels (`torch.Tensor` of shape `(batch,)`, int64, *optional*): Classes in `[0, num_labels)`; with them
+                the output has `loss`, the cross-entropy, averaged over `num_items_in_batch` where that is given.
+            interpolate_pos_encoding (`bool`, *optional*): Accept other image sizes (multiples of the patch size).
+
+        Returns:
+            `logits` of shape `(batch, num_labels)`; `loss`, `hidden_states` and `attentions` as asked for (see
+            [`VitMnistModel.forward`]).
+
+        Example:
+            >>> model = VitMnistForImageClassification(VitMnistConfig())
+            >>> model(torch.zeros(64, 1, 28, 28)).logits.shape
+            torch.Size([64, 10])
+        """
+        # A third less work at depth 2; whoever records what happens inside gets all tokens.
+        records = ("output_hidden_states", "output_attentions")
+        cls_only = not any(kwargs.get(name) or getattr(self.config, name) for name in records)
+        outputs = self.vit(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, cls_only=cls_only, **kwargs
+        )
+        logits = self.head(outputs.pooler_output)  # (batch, num_labels)
+        loss = None
+        if labels is not None:
+            # Under fp16 and bf16 a log-softmax in half precision would cost accuracy for nothing.
+            loss_logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            loss = self.loss_function(labels, loss_logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["VitMnistForImageClassification", "VitMnistModel", "VitMnistPreTrainedModel"]
