@@ -163,7 +163,9 @@ def test_a_hub_id_that_cannot_be_reached_is_a_failure(run_script):
     assert "someone/vit-mnist is no folder here and cannot be had from the Hub" in done.err
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("vit-mnist-tiny", 1850), ("vit-mnist-small", 58_402)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("vit-mnist-tiny", 1850), ("vit-mnist-best", 1850), ("vit-mnist-small", 58_402)]
+)
 def test_kept_checkpoints_are_complete_and_of_this_code(name, parameters):
     folder = ROOT / name
     assert hub.load_checkpoint(folder)[0].num_parameters() == parameters
