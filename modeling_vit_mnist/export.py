@@ -217,11 +217,9 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     _write_onnx(whole, images, "images", "probabilities", names, folder / "onnx" / "model_uint8.onnx")
     with _quiet():
         quantize_dynamic(
-            plain,
-            folder / "onnx" / "model_quantized.onnx",
-            weight_type=QuantType.QInt8,
+            plain, folder / "onnx" / "model_quantized.onnx", weight_type=QuantType.QInt8, per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm"],
-        )
+        )  # fmt: skip
     in_tree_config(model.config, model.config.num_channels).save_pretrained(folder)
     in_tree_processor(processor, model.config.num_channels).save_pretrained(folder)
 

@@ -202,7 +202,7 @@ def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
 
 
 def test_onnx_predicts_the_same_digits(onnx_folder, sample):
-    compare_predictions(onnx_folder, sample["test"])
+    compare_predictions(onnx_folder, sample["test"], int8_slack=0.01)  # of 1,000 images only
 
 
 def test_onnx_predicts_the_same_digits_on_mnist(onnx_folder, mnist):
@@ -213,7 +213,7 @@ def test_onnx_predicts_the_same_digits_on_mnist(onnx_folder, mnist):
     compare_predictions(onnx_folder, digits)
 
 
-def compare_predictions(folder, digits):
+def compare_predictions(folder, digits, int8_slack=0.002):
     model, processor = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
     pixel_values = processor.to_pixel_values(digits.images)
     with torch.no_grad():
@@ -225,7 +225,7 @@ def compare_predictions(folder, digits):
     assert np.array_equal(whole.argmax(1), expected)
     np.testing.assert_allclose(whole, logits.softmax(-1), atol=1e-4)
     (int8,) = session(folder, "model_quantized").run(None, {"pixel_values": pixel_values.numpy()})
-    assert abs((int8.argmax(1) == labels).mean() - (expected == labels).mean()) <= 0.002
+    assert abs((int8.argmax(1) == labels).mean() - (expected == labels).mean()) <= int8_slack
 
 
 def test_a_stock_model_loads_the_tiny_checkpoint_by_auto_class(tmp_path, run_script):
