@@ -44,6 +44,8 @@ from .runs import RESULTS_FILE, RUN_FILE, prepare_output_dir
 accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
 
 OUR_OPTIMIZERS = ("adam", "natural_gradient")
+# Those whose steps need nothing but gradients.
+PLAIN_OPTIMIZERS = (*OUR_OPTIMIZERS, "adamw_torch", "adamw_torch_fused", "sgd")
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 
@@ -245,7 +247,9 @@ class VitMnistTrainer(Trainer):
         return [name for name in names if not name.endswith(("cls_token", "pos_embed"))]
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward, without the cases of sharded models and of optimizers that are none of ours."""
+        """Forward and backward, without the cases of sharded models and of optimizers that need more than a step."""
+        if self.args.optim not in PLAIN_OPTIMIZERS or self.is_deepspeed_enabled or self.args.torch_empty_cache_steps:
+            return super().training_step(model, inputs, num_items_in_batch)
         if not model.training:
             model.train()
         inputs = self._prepare_inputs(inputs)

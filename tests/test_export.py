@@ -202,7 +202,7 @@ def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
 
 
 def test_onnx_predicts_the_same_digits(onnx_folder, sample):
-    compare_predictions(onnx_folder, sample["test"], int8_slack=0.01)  # of 1,000 images only
+    compare_predictions(onnx_folder, sample["test"], int8_slack=0.01)  # 1,000 images only; the bound is for MNIST
 
 
 def test_onnx_predicts_the_same_digits_on_mnist(onnx_folder, mnist):

@@ -246,6 +246,15 @@ def test_accumulated_batches_count_as_one(tmp_path, finished):
         torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("optim", "whole"), [("adam", False), ("adamw_torch", False), ("adagrad", True)])
+def test_other_optimizers_get_transformers_own_step(tmp_path, monkeypatch, optim, whole):
+    called = []
+    own = training.Trainer.training_step
+    monkeypatch.setattr(training.Trainer, "training_step", lambda self, *args: (called.append(1), own(self, *args))[1])
+    train(*arguments(tmp_path, f"--optim={optim}", "--max_steps=2"))
+    assert bool(called) == whole
+
+
 def make_model():
     return training.build_model(training.ModelArguments(), [str(i) for i in range(10)])
 
