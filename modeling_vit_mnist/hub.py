@@ -8,13 +8,16 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
+import PIL.Image
+import PIL.ImageDraw
 import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from safetensors import SafetensorError
 
 from .configuration_vit_mnist import VitMnistConfig
@@ -25,10 +28,24 @@ from .modeling_vit_mnist import VitMnistForImageClassification
 
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
-# What goes to the Hub: everything a checkpoint needs, and nothing that only training needs.
-UPLOADED = ("*.safetensors", "*.json", "*.py", "README.md")
 # Records of `benchmarks/` that a card shows: accuracy over seeds, accuracy on spoilt images.
 MEASUREMENTS = ("seeds", "robustness")
+# What makes a checkpoint complete.
+CHECKPOINT_FILES = (
+    "config.json", "model.safetensors", "preprocessor_config.json", "configuration_vit_mnist.py",
+    "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "README.md",
+)  # fmt: skip
+# What goes to the Hub. Files are named, as a folder may hold anything besides: training checkpoints, logs, tokens.
+UPLOADED = (
+    *CHECKPOINT_FILES, "run.json", "all_results.json", "history.json", *(f"{name}.json" for name in MEASUREMENTS),
+    ".eval_results/*.yaml", "digit-?.png",
+)  # fmt: skip
+# Strokes of a pen in a frame of 28x28 pixels: the images that the card's widget offers, which are nobody's data.
+EXAMPLES = {
+    "2": [(8, 9), (12, 5), (18, 7), (17, 13), (8, 22), (21, 22)],
+    "4": [(17, 24), (17, 4), (7, 16), (22, 16)],
+    "7": [(7, 7), (20, 7), (12, 24)],
+}
 VERSIONED = ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface-hub")
 
 
@@ -106,7 +123,7 @@ def save_checkpoint(
 ) -> None:
     """
     Write a complete checkpoint folder: `model.safetensors`, `config.json`, `preprocessor_config.json`, the three code
-    files, `README.md` and `records` (file name to content, as JSON).
+    files, `README.md`, the digits that its widget shows, and `records` (file name to content, as JSON or YAML).
 
     Everything is written beside the old files first and then put in their place, the records last: a full disk or a
     killed process leaves the old files as they were.
@@ -120,10 +137,26 @@ def save_checkpoint(
             processor.save_pretrained(staging)
             shutil.copymode(staging / "config.json", staging / "model.safetensors")  # written for its owner only
             (staging / "README.md").write_text(card, encoding="utf-8")
-            for name, record in records.items():
-                (staging / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            draw_examples(staging, model.config.id2label.values())
+            _write_records(staging, records)
     except SafetensorError as error:
         raise OSError(f"The checkpoint cannot be saved to {folder}: {error}") from error
+
+
+def _write_records(folder: Path, records: dict[str, dict | list]) -> None:
+    for name, record in records.items():
+        is_yaml = name.endswith(".yaml")
+        text = yaml.safe_dump(record, sort_keys=False) if is_yaml else json.dumps(record, indent=2) + "\n"
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def draw_examples(folder: Path, labels: Collection[str]) -> None:
+    """Draw those of [`EXAMPLES`] that are among the classes, as `digit-2.png` and so on."""
+    for label in EXAMPLES.keys() & set(labels):
+        image = PIL.Image.new("L", (28, 28))
+        PIL.ImageDraw.Draw(image).line(EXAMPLES[label], fill=255, width=2, joint="curve")
+        image.save(folder / f"digit-{label}.png")
 
 
 def describe_versions() -> dict[str, str]:
@@ -138,18 +171,58 @@ def add_measurement(folder: str | os.PathLike, name: str, record: dict) -> None:
     Raises:
         InputError: the folder holds no finished run.
     """
+    _read_run(Path(folder))  # or nothing is written
+    write_text(Path(folder) / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    write_card(folder)
+
+
+def write_card(folder: str | os.PathLike) -> None:
+    """
+    Write the card of a finished run anew from its records, with the results and the digits that the Hub shows by it.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
     folder = Path(folder)
+    run, results = _read_run(folder)
+    measured = {
+        name: json.loads((folder / f"{name}.json").read_text("utf-8"))
+        for name in MEASUREMENTS
+        if (folder / f"{name}.json").is_file()
+    }
+    with replacing_files(folder) as staging:
+        (staging / "README.md").write_text(fill_card(run, results, measured), encoding="utf-8")
+        draw_examples(staging, run["model"]["id2label"].values())
+        _write_records(staging, fill_eval_results(results))
+
+
+def _read_run(folder: Path) -> tuple[dict, dict]:
     try:
-        run, results = (json.loads((folder / file).read_text("utf-8")) for file in ("run.json", "all_results.json"))
+        run, results = (json.loads((folder / name).read_text("utf-8")) for name in ("run.json", "all_results.json"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no finished run: {error}") from error
-    write_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
-    measured = {
-        kind: json.loads((folder / f"{kind}.json").read_text("utf-8"))
-        for kind in MEASUREMENTS
-        if (folder / f"{kind}.json").is_file()
-    }
-    write_text(folder / "README.md", fill_card(run, results, measured))
+    return run, results
+
+
+def fill_eval_results(results: dict) -> dict[str, list]:
+    """
+    The accuracy on the test split in the Hub's own format, by the name of its file; nothing where the dataset is not
+    on the Hub. The Hub shows it once the dataset is registered as a benchmark whose task has the dataset's name.
+
+    Args:
+        results: What `all_results.json` holds.
+    """
+    if "/" not in results["dataset"]:
+        return {}
+    name = results["dataset"].rpartition("/")[2]
+    entry = EvalResultEntry(
+        dataset_id=results["dataset"],
+        task_id=name,
+        value=round(results["test_accuracy"], 4),
+        date=results["ended_at"][:10],
+        notes=f"accuracy on the {results['test_samples']:,} images of the test split",
+    )
+    return {f".eval_results/{name}.yaml": eval_result_entries_to_yaml([entry])}
 
 
 def fill_card(run: dict, results: dict, measured: dict[str, dict] | None = None) -> str:
@@ -189,6 +262,12 @@ def fill_card(run: dict, results: dict, measured: dict[str, dict] | None = None)
             )
             for kind, name, value in metrics
         ],
+        widget=[
+            {"src": f"digit-{label}.png", "example_title": f"A drawn {label}"}
+            for label in EXAMPLES
+            if label in run["model"]["id2label"].values()
+        ]
+        or None,
     )
     card = ModelCard.from_template(
         data, template_path=str(CARD_TEMPLATE), run=run, results=results, measured=measured or {}
@@ -206,7 +285,9 @@ def push(folder: str | os.PathLike, repo_id: str, token: str | None = None, priv
     api = huggingface_hub.HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(
-        folder_path=folder, repo_id=repo.repo_id, allow_patterns=list(UPLOADED), ignore_patterns=["checkpoint-*"],
+        folder_path=folder,
+        repo_id=repo.repo_id,
+        allow_patterns=list(UPLOADED),
         commit_message="Upload vit-mnist checkpoint",
-    )  # fmt: skip
+    )
     return str(repo)

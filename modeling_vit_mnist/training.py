@@ -532,7 +532,7 @@ def save_run(
         model,
         processor,
         card=hub.fill_card(run, results),
-        records={"history.json": history, RUN_FILE: run, RESULTS_FILE: results},
+        records={"history.json": history, **hub.fill_eval_results(results), RUN_FILE: run, RESULTS_FILE: results},
     )
     if not trainer.args.keep_checkpoints:
         for checkpoint in folder.glob("checkpoint-*"):

@@ -1,4 +1,4 @@
-"""Saved folders in fresh processes, with the package and without it, and folders that are no checkpoint."""
+"""Saved folders in fresh processes, with the package and without it, what is no checkpoint, cards, and the Hub."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
@@ -178,6 +179,32 @@ def test_kept_checkpoints_are_complete_and_of_this_code(name, parameters):
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
 
 
+@pytest.mark.parametrize("name", ["vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small"])
+def test_kept_cards_are_of_this_template(name, tmp_path):
+    shutil.copytree(ROOT / name, tmp_path / name)
+    hub.write_card(tmp_path / name)
+    for file in ("README.md", ".eval_results/mnist.yaml"):
+        again = (tmp_path / name / file).read_text()
+        assert (ROOT / name / file).read_text() == again, f"hub.write_card({name!r}) writes {file} anew"
+    card, results = (
+        ModelCard.load(ROOT / name / "README.md"),
+        json.loads((ROOT / name / "all_results.json").read_text()),
+    )
+    (entry,) = parse_eval_result_entries(yaml.safe_load((ROOT / name / ".eval_results" / "mnist.yaml").read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.date) == ("ylecun/mnist", "mnist", results["ended_at"][:10])
+    assert entry.value == card.data.eval_results[0].metric_value == round(results["test_accuracy"], 4)
+
+
+@pytest.mark.parametrize("name", ["vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small"])
+def test_kept_checkpoints_read_the_digits_of_their_widget(name):
+    model, processor = hub.load_checkpoint(ROOT / name)
+    widget = ModelCard.load(ROOT / name / "README.md").data.widget
+    assert len(widget) == 3
+    for example in widget:
+        label = model(**processor(str(ROOT / name / example["src"]), return_tensors="pt")).logits.argmax().item()
+        assert example == {"src": f"digit-{label}.png", "example_title": f"A drawn {label}"}
+
+
 RESULTS = {
     "dataset": "ylecun/mnist", "parameters": 1850, "epoch": 3, "best_epoch": 2.0, "train_samples": 55000,
     "validation_samples": 5000, "test_samples": 10000, "eval_loss": 0.2, "eval_accuracy": 0.95, "test_loss": 0.19,
@@ -188,9 +215,32 @@ RESULTS = {
 }  # fmt: skip
 
 
+def describe(folder) -> dict:
+    return {
+        "model": json.loads((folder / "config.json").read_text()),
+        "data": {"source": "ylecun/mnist"},
+        "training": {"seed": 0},
+    }
+
+
+@pytest.fixture
+def finished(saved, tmp_path):
+    """A folder with the records of a finished run, and with what must stay in it."""
+    folder = tmp_path / "run"
+    shutil.copytree(saved[0], folder)
+    (folder / "run.json").write_text(json.dumps(describe(folder)))
+    (folder / "all_results.json").write_text(json.dumps(RESULTS))
+    hub.write_card(folder)
+    for name in ("checkpoint-1/optimizer.pt", "checkpoint-1/config.json", "checkpoint-1/README.md", "optimizer.pt",
+                 "training_args.bin", "trainer_state.json", "runs/events.out.tfevents.1", "runs/log.json", ".env",
+                 "token.json", "train.log", "notes.py", ".git/config", "README.md.orig"):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("private")
+    return folder
+
+
 def test_card_is_filled_and_its_metadata_complete(saved):
-    run = {"model": json.loads((saved[0] / "config.json").read_text()), "data": {}, "training": {"seed": 0}}
-    card = hub.fill_card(run, RESULTS)
+    card = hub.fill_card(describe(saved[0]), RESULTS)
     _, header, body = card.split("---\n", 2)
     data = yaml.safe_load(header)
     assert (data["pipeline_tag"], data["library_name"], data["license"]) == (
@@ -205,27 +255,53 @@ def test_card_is_filled_and_its_metadata_complete(saved):
     assert not re.search(r"\{\{|\}\}|\{%|None|Undefined", body)
 
 
-def test_measurements_enter_the_card(saved, tmp_path):
-    shutil.copytree(saved[0], tmp_path / "run")
-    run = {"model": json.loads((saved[0] / "config.json").read_text()), "data": {}, "training": {"seed": 0}}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+def test_card_of_other_classes_offers_no_digits(saved, tmp_path):
+    run = describe(saved[0])
+    run["model"]["id2label"] = {"0": "cat", "1": "dog"}
+    assert ModelCard(hub.fill_card(run, RESULTS)).data.get("widget") is None
+    hub.draw_examples(tmp_path, ["cat", "dog"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_measurements_enter_the_card(finished, tmp_path):
     with pytest.raises(InputError, match="holds no finished run"):
         hub.add_measurement(tmp_path, "seeds", {})
-    (tmp_path / "run" / "all_results.json").write_text(json.dumps(RESULTS))
+    assert not (tmp_path / "seeds.json").exists()
+    (finished / ".eval_results" / "mnist.yaml").unlink()
     seeds = {"n": 5, "test_mean": 96.5, "test_std": 0.25, "test_lowest": 96.1, "test_highest": 96.8}
-    hub.add_measurement(tmp_path / "run", "seeds", seeds)
-    hub.add_measurement(tmp_path / "run", "robustness", {"accuracy": {"blur": {"1 pixel": 0.912, "2 pixels": 0.5}}})
-    card = (tmp_path / "run" / "README.md").read_text()
+    hub.add_measurement(finished, "seeds", seeds)
+    hub.add_measurement(finished, "robustness", {"accuracy": {"blur": {"1 pixel": 0.912, "2 pixels": 0.5}}})
+    card = (finished / "README.md").read_text()
     assert "over 5 seeds: test accuracy\n96.50 ± 0.25 %" in card
     assert "| blur | 1 pixel: 91.2 | 2 pixels: 50.0 |" in card
-    assert json.loads((tmp_path / "run" / "seeds.json").read_text()) == seeds
+    assert json.loads((finished / "seeds.json").read_text()) == seeds
+    (entry,) = yaml.safe_load((finished / ".eval_results" / "mnist.yaml").read_text())
+    assert entry == {
+        "dataset": {"id": "ylecun/mnist", "task_id": "mnist"}, "value": 0.9512, "date": "2026-01-01",
+        "notes": "accuracy on the 10,000 images of the test split",
+    }  # fmt: skip
 
 
 def test_card_of_the_sample_says_so(saved):
-    run = {"model": json.loads((saved[0] / "config.json").read_text()), "data": {}, "training": {"seed": 0}}
-    card = hub.fill_card(run, RESULTS | {"dataset": "mnist-5k"})
+    results = RESULTS | {"dataset": "mnist-5k"}
+    card = hub.fill_card(describe(saved[0]), results)
     assert "kept sample" in card
     assert "datasets" not in yaml.safe_load(card.split("---\n", 2)[1])
+    assert hub.fill_eval_results(results) == {}
+
+
+def test_python_snippets_of_the_card_run(tmp_path):
+    """As they stand in the card of a kept checkpoint, in fresh processes: with the package, and without it."""
+    folder = ROOT / "vit-mnist-tiny"
+    shutil.copy(folder / "digit-7.png", tmp_path / "digit.png")
+    card = (folder / "README.md").read_text().replace("path/or/hub-id", str(folder))
+    with_package, without = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    setup = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    done = in_a_fresh_process(f"{setup}{with_package}\nprint(type(model), type(processor))", tmp_path)
+    assert "modeling_vit_mnist.VitMnistForImageClassification" in done.stdout, done.stderr
+    without = without.replace("classify(", "print(classify(").replace('"digit.png")', '"digit.png"))')
+    done = in_a_fresh_process(f"import sys; sys.modules['modeling_vit_mnist'] = None\n{without}", tmp_path)
+    assert done.stdout.startswith("[{'label': '7', 'score': 0.99"), done.stdout + done.stderr
 
 
 def test_push_and_pull(saved, tmp_path):

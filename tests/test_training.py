@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_vit_mnist import hub, runs, training
+from modeling_vit_mnist.data import load_digits
 from modeling_vit_mnist.errors import InputError
 from modeling_vit_mnist.training import parse_arguments, train
 
@@ -60,6 +62,7 @@ def test_saved_folder_is_complete_and_holds_no_pickle(finished):
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", "history.json",
         "all_results.json", "configuration_vit_mnist.py", "modeling_vit_mnist.py", "image_processing_vit_mnist.py",
+        "digit-2.png", "digit-4.png", "digit-7.png",
     }  # fmt: skip
     assert json.loads((folder / "all_results.json").read_text()) == results
     for name in ("configuration", "modeling", "image_processing"):
@@ -67,6 +70,17 @@ def test_saved_folder_is_complete_and_holds_no_pickle(finished):
         assert copied == (ROOT / "modeling_vit_mnist" / f"{name}_vit_mnist.py").read_text()
     assert "use_cache" not in json.loads((folder / "config.json").read_text())
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
+def test_results_on_a_dataset_of_the_hub_are_saved_in_its_format(tmp_path, monkeypatch):
+    def from_the_hub(*args):
+        return {name: replace(split, source="them/digits") for name, split in load_digits(*args).items()}
+
+    monkeypatch.setattr(training, "load_digits", from_the_hub)
+    results = train(*arguments(tmp_path / "run", "--num_train_epochs=1"))
+    (entry,) = yaml.safe_load((tmp_path / "run" / ".eval_results" / "digits.yaml").read_text())
+    assert entry["dataset"] == {"id": "them/digits", "task_id": "digits"}
+    assert entry["value"] == round(results["test_accuracy"], 4)
 
 
 def test_results_are_those_of_the_saved_weights(finished, sample):
