@@ -4,10 +4,12 @@ The checkpoint folder: weights, config, processor, code, card and records, compl
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +20,18 @@ import PIL.ImageDraw
 import transformers
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter of any connection that fails
 from safetensors import SafetensorError
 
 from .configuration_vit_mnist import VitMnistConfig
+from .data import SAMPLE_FOLDER
 from .errors import InputError
 from .files import replacing_files, write_text
 from .image_processing_vit_mnist import VitMnistImageProcessor
 from .modeling_vit_mnist import VitMnistForImageClassification
 
+
+logger = logging.getLogger(__name__)
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
 # Records of `benchmarks/` that a card shows: accuracy over seeds, accuracy on spoilt images.
@@ -46,6 +52,9 @@ EXAMPLES = {
     "4": [(17, 24), (17, 4), (7, 16), (22, 16)],
     "7": [(7, 7), (20, 7), (12, 24)],
 }
+# Seconds before a push is tried again. huggingface_hub waits for longer than that, and more often, in the requests
+# that it repeats by itself: asking what is there already and, where hf_xet is installed, the commit.
+RETRY_WAITS = (2, 8)
 VERSIONED = ("torch", "transformers", "datasets", "accelerate", "safetensors", "huggingface-hub")
 
 
@@ -275,19 +284,100 @@ def fill_card(run: dict, results: dict, measured: dict[str, dict] | None = None)
     return str(card).rstrip("\n") + "\n"
 
 
-def push(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False) -> str:
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    token: str | None = None,
+    private: bool | None = None,
+    allow_sample: bool = False,
+) -> str:
     """
-    Upload a complete checkpoint folder in one commit, creating the repository if need be.
+    Upload a complete checkpoint folder in one commit, creating the repository if need be. Pushing the same folder
+    again commits nothing, and neither does trying again after an answer got lost.
+
+    Args:
+        folder: The checkpoint folder, which is only read.
+        repo_id: `name` or `namespace/name`.
+        token: Default: the one of `hf auth login` or `HF_TOKEN`.
+        private: Whether a new repository is private. Default: as the namespace is set up.
+        allow_sample: Push a model trained on the kept sample, too.
 
     Returns:
         `str`: The repository's address.
+
+    Raises:
+        InputError: no complete checkpoint, a model of the kept sample, an impossible name, a card that the Hub
+            rejects, or a token that is missing or has no right to write there.
+        ConnectionError: the Hub cannot be reached, or failed each time.
     """
+    folder = Path(folder)
+    _check_pushable(folder, allow_sample)
     api = huggingface_hub.HfApi(token=token)
+    for wait in (*RETRY_WAITS, None):
+        try:
+            return _upload(api, folder, repo_id, private)
+        except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: of hf_xet
+            if wait is None or not _may_pass(error):
+                raise _explain(error, folder, repo_id) from error
+            logger.warning("Pushing to %s failed, trying again in %d s: %s", repo_id, wait, _reason(error))
+            time.sleep(wait)
+        except ValueError as error:
+            raise InputError(f"{folder} cannot be pushed to {repo_id!r}: {error}") from error
+
+
+def _check_pushable(folder: Path, allow_sample: bool) -> None:
+    if missing := [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]:
+        raise InputError(f"{folder} is no complete checkpoint: {missing[0]} is missing.")
+    if allow_sample or not (folder / "run.json").is_file():  # an imported checkpoint has none
+        return
+    run, _ = _read_run(folder)
+    if run["data"]["source"] == SAMPLE_FOLDER.name:
+        raise InputError(
+            f"The model in {folder} was trained on the kept sample, no match for MNIST, so it is not pushed: train on "
+            "the full set, or pass --push_sample_model (allow_sample=True) to push it all the same."
+        )
+
+
+def _upload(api: huggingface_hub.HfApi, folder: Path, repo_id: str, private: bool | None) -> str:
     repo = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(
         folder_path=folder,
         repo_id=repo.repo_id,
         allow_patterns=list(UPLOADED),
         commit_message="Upload vit-mnist checkpoint",
+        # The Hub takes the commit onto this one only: repeated after its answer got lost, it is refused (412).
+        parent_commit=api.model_info(repo.repo_id).sha,
     )
     return str(repo)
+
+
+def _status(error: Exception) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a failed push may succeed in a moment: the connection or the Hub failed, or a commit came in between."""
+    status = _status(error)
+    if status is None:  # a connection that broke, or an error page where JSON should be
+        return isinstance(error, (HTTPError, json.JSONDecodeError))
+    return status in (408, 412, 429) or status >= 500
+
+
+def _explain(error: Exception, folder: Path, repo_id: str) -> Exception:
+    """What to tell the person: wrong input where it is for them to change, else a failure."""
+    safe = f"The checkpoint is complete in {folder}: the same command pushes it."
+    if _status(error) == 401:
+        return InputError(
+            f"Pushing to {repo_id} needs a valid token (401): run `hf auth login` or pass --hub_token. {safe}"
+        )
+    if _status(error) == 403:
+        return InputError(
+            f"The token has no right to push to {repo_id} (403): pass a repository of yours by --hub_model_id, or a "
+            f"token that may write there. {safe}"
+        )
+    return ConnectionError(f"Pushing to {repo_id} failed: {_reason(error)}. {safe}")
+
+
+def _reason(error: Exception) -> str:
+    says = f"the Hub answered {_status(error)}: {error.server_message or error}" if _status(error) else str(error)
+    return " ".join(says.split()).rstrip(".")

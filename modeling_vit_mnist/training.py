@@ -22,6 +22,7 @@ import accelerate.optimizer
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -129,8 +130,15 @@ class VitMnistTrainingArguments(TrainingArguments):
         for name in ("damping", "final_damping", "fisher_steps", "fisher_images"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name} must be positive, got {getattr(self, name):g}.")
+        if self.wants_push:
+            validate_repo_id(self.repo_id)
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise InputError(f"--num_train_epochs must be positive, got {self.num_train_epochs:g}.")
+
+    @property
+    def repo_id(self) -> str:
+        """Where `--push_to_hub` pushes to; without a namespace, to that of the token."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
     @property
     def total_train_batch_size(self) -> int:
@@ -330,6 +338,7 @@ def train(
     Raises:
         InputError: wrong input of any kind, or an output folder that holds another run.
         OSError: the folder cannot be written; what it held stays.
+        ConnectionError: the Hub has to be reached and cannot be; what was trained is complete in the folder.
     """
     started = time.time()
     is_main = args.process_index == 0
@@ -365,6 +374,7 @@ def train(
         if is_main:
             print(f"This run has already finished in {args.output_dir} (--overwrite trains it again).")
             print_results(results)
+            push(args)
         return results
     if is_main:
         print(
@@ -396,14 +406,7 @@ def train(
         save_run(trainer, processor, run, results, Path(args.output_dir))
         print_results(results)
         print(f"Saved to {args.output_dir}")
-        if args.wants_push:
-            url = hub.push(
-                args.output_dir,
-                args.hub_model_id or Path(args.output_dir).name,
-                args.hub_token,
-                private=bool(args.hub_private_repo),
-            )
-            print(f"Pushed to {url}")
+        push(args)
     return results
 
 
@@ -537,3 +540,18 @@ def save_run(
     if not trainer.args.keep_checkpoints:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+
+
+def push(args: VitMnistTrainingArguments) -> None:
+    """
+    Push the output folder of a finished run where `--push_to_hub` asks for it.
+
+    Raises:
+        InputError: the Hub does not let this token push there.
+        ConnectionError: the Hub cannot be reached, or failed each time.
+    """
+    if args.wants_push:
+        url = hub.push(
+            args.output_dir, args.repo_id, args.hub_token, args.hub_private_repo, allow_sample=args.push_sample_model
+        )
+        print(f"Pushed to {url}")

@@ -1,79 +1,191 @@
-"""A Hub on this machine: the endpoints that creating, uploading to and loading from a model repository use."""
+"""
+A Hub on this machine: the endpoints that creating, uploading to and loading from a model repository use.
+
+It answers as the Hub does: an unknown token gets 401, a foreign namespace 403, a repository that exists 409, a commit
+onto anything but the latest one 412. A test can have it fail in other ways, too.
+"""
 
 import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from huggingface_hub import ModelCard
+
+
+TOKEN, NAMESPACE = "hf_loopback", "me"
+
+
+@dataclass
+class LoopbackHub:
+    """
+    Attributes:
+        endpoint (`str`): What `HF_ENDPOINT` has to be.
+        repositories (`dict[str, dict[str, dict[str, bytes]]]`): Id to commits, sha to files, the latest one last.
+        failures (`list[tuple[str, int | str]]`): The first one whose pattern is found in "METHOD /path" of a request
+            is taken off, and the request fails: with a status, by a connection "cut" in the middle of the request,
+            or after it is done, its answer "lost".
+        requests (`list[str]`): "METHOD /path" of every request.
+    """
+
+    endpoint: str = ""
+    repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    failures: list[tuple[str, int | str]] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def head(self, repo_id: str) -> str:
+        """The latest commit."""
+        return list(self.repositories[repo_id])[-1]
+
+    def files(self, repo_id: str) -> dict[str, bytes]:
+        """File name to content, in the latest commit."""
+        return self.repositories[repo_id][self.head(repo_id)]
+
+    def commit(self, repo_id: str, files: dict[str, bytes]) -> str:
+        commits = self.repositories.setdefault(repo_id, {})
+        sha = hashlib.sha1(f"{repo_id} {len(commits)}".encode()).hexdigest()
+        commits[sha] = files
+        return sha
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: LoopbackHub
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, content: bytes | dict, status: int = 200, **headers: str):
+        if self.failure == "lost":
+            return self.cut()
+        body = json.dumps(content).encode() if isinstance(content, dict) else content
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def cut(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def has_failed(self) -> bool:
+        """Read the request, and fail where a test wants that; "lost" shows only when it is answered."""
+        request, length = f"{self.command} {self.path}", int(self.headers.get("Content-Length", 0))
+        self.hub.requests.append(request)
+        failing = [failure for failure in self.hub.failures if re.search(failure[0], request)]
+        self.failure = failing[0][1] if failing else None
+        if failing:
+            self.hub.failures.remove(failing[0])
+        self.body = self.rfile.read(length // 2 if self.failure == "cut" else length)
+        if self.failure == "cut":
+            self.cut()
+        elif isinstance(self.failure, int):
+            self.answer({"error": "as the test wants it"}, self.failure)
+        return self.failure is not None and self.failure != "lost"
+
+    def do_POST(self):
+        if self.has_failed():
+            return None
+        if self.path == "/api/validate-yaml":
+            return self.validate(json.loads(self.body)["content"])
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            return self.create(json.loads(self.body))
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
+        if not match or match[1] not in self.hub.repositories:
+            return self.answer({"error": self.path}, 404, X_Error_Code="RepoNotFound")
+        if not match[1].startswith(f"{NAMESPACE}/"):
+            return self.answer({"error": "Forbidden"}, 403)
+        if match[2] == "preupload":
+            return self.preupload(match[1], json.loads(self.body)["files"])
+        return self.commit(match[1], [json.loads(line) for line in self.body.splitlines()])
+
+    def validate(self, card: str):
+        try:
+            ModelCard(card)
+        except (ValueError, TypeError) as error:
+            return self.answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
+        return self.answer({"errors": [], "warnings": []})
+
+    def create(self, request: dict):
+        namespace = request.get("organization") or NAMESPACE
+        name = f"{namespace}/{request['name']}"
+        if namespace != NAMESPACE:
+            return self.answer({"error": f'No right to create a model under the namespace "{namespace}".'}, 403)
+        status = 409 if name in self.hub.repositories else 200
+        if status == 200:
+            self.hub.commit(name, {".gitattributes": b"*.safetensors filter=lfs\n"})
+        return self.answer({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}, status)
+
+    def preupload(self, repo_id: str, files: list[dict]):
+        there = self.hub.files(repo_id)
+        modes = [
+            {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": git_hash(there.get(path))}
+            for path in (file["path"] for file in files)
+        ]
+        return self.answer({"files": modes})
+
+    def commit(self, repo_id: str, lines: list[dict]):
+        parent = lines[0]["value"].get("parentCommit")
+        if parent not in (None, self.hub.head(repo_id)):
+            return self.answer({"error": "A commit has happened since. Please refresh and try again."}, 412)
+        added = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"])
+            for line in lines
+            if line["key"] == "file"
+        }
+        sha = self.hub.commit(repo_id, self.hub.files(repo_id) | added)
+        url = f"{self.hub.endpoint}/{repo_id}/commit/{sha}"
+        return self.answer({"success": True, "commitOid": sha, "commitUrl": url})
+
+    def do_GET(self):
+        if self.has_failed():
+            return None
+        path, file = self.path.partition("?")[0], None
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            repo_id, revision = match[1], match[2]
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            repo_id, revision, file = match.groups()
+        else:
+            return self.answer({"error": self.path}, 404)
+        if repo_id not in self.hub.repositories:
+            return self.answer({"error": "gone"}, 404, X_Error_Code="RepoNotFound")
+        sha = self.hub.head(repo_id) if revision in (None, "main") else revision
+        files = self.hub.repositories[repo_id].get(sha)
+        if files is None:
+            return self.answer({"error": "gone"}, 404, X_Error_Code="RevisionNotFound")
+        if file is None:
+            siblings = [{"rfilename": name} for name in files]
+            return self.answer({"id": repo_id, "sha": sha, "siblings": siblings, "tags": [], "private": False})
+        if file not in files:
+            return self.answer({"error": "gone"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
+        return self.answer(files[file], ETag=f'"{git_hash(files[file])}"', X_Repo_Commit=sha)
+
+    do_HEAD = do_GET
+
+
+def git_hash(content: bytes | None) -> str | None:
+    """By which git knows a file's content, and huggingface_hub whether it has changed."""
+    return None if content is None else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @contextmanager
-def loopback_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """Serve on a free port. Yields the endpoint and the repositories: id to file name to content."""
-    repositories: dict[str, dict[str, bytes]] = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def answer(self, content: bytes | dict, status: int = 200, **headers: str):
-            body = json.dumps(content).encode() if isinstance(content, dict) else content
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.path == "/api/repos/create":
-                request = json.loads(body)
-                name = "/".join(filter(None, (request.get("organization") or "me", request["name"])))
-                status = 409 if name in repositories else 200
-                repositories.setdefault(name, {})
-                self.answer({"url": f"{endpoint}/{name}", "name": name, "id": name}, status)
-            elif self.path == "/api/validate-yaml":
-                self.answer({"errors": [], "warnings": []})
-            elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
-                files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                         for file in json.loads(body)["files"]]  # fmt: skip
-                self.answer({"files": files})
-            elif match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
-                for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
-                        content = base64.b64decode(line["value"]["content"])
-                        repositories[match[1]][line["value"]["path"]] = content
-                self.answer({"success": True, "commitOid": "c" * 40, "commitUrl": f"{endpoint}/{match[1]}/commit/c"})
-            else:
-                self.answer({"error": self.path}, 404)
-
-        def do_GET(self):
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/?]+)(/revision/[^?]+)?(\?.*)?", self.path):
-                if match[1] not in repositories:
-                    return self.answer({"error": "gone"}, 404, X_Error_Code="RepoNotFound")
-                siblings = [{"rfilename": name} for name in repositories[match[1]]]
-                return self.answer(
-                    {"id": match[1], "sha": "c" * 40, "siblings": siblings, "tags": [], "private": False}
-                )
-            if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
-                content = repositories.get(match[1], {}).get(match[2])
-                if content is not None:
-                    tag = hashlib.sha256(content).hexdigest()
-                    return self.answer(content, ETag=f'"{tag}"', X_Repo_Commit="c" * 40)
-                return self.answer({"error": "gone"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit="c" * 40)
-            return self.answer({"error": self.path}, 404)
-
-        do_HEAD = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def loopback_hub() -> Iterator[LoopbackHub]:
+    """Serve on a free port."""
+    hub = LoopbackHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        yield endpoint, repositories
+        yield hub
     finally:
         server.shutdown()
         server.server_close()

@@ -10,14 +10,14 @@ import sys
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
 from modeling_vit_mnist.errors import InputError
 
 from .conftest import ROOT
-from .loopback_hub import loopback_hub
+from .loopback_hub import TOKEN, loopback_hub
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +235,15 @@ def finished(saved, tmp_path):
                  "training_args.bin", "trainer_state.json", "runs/events.out.tfevents.1", "runs/log.json", ".env",
                  "token.json", "train.log", "notes.py", ".git/config", "README.md.orig"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("private")
+        (folder / name).write_text(f"private {TOKEN}")
     return folder
+
+
+PUSHED = {
+    "config.json", "model.safetensors", "preprocessor_config.json", "configuration_vit_mnist.py",
+    "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "README.md", "run.json", "all_results.json",
+    ".eval_results/mnist.yaml", "digit-2.png", "digit-4.png", "digit-7.png",
+}  # fmt: skip
 
 
 def test_card_is_filled_and_its_metadata_complete(saved):
@@ -261,6 +268,13 @@ def test_card_of_other_classes_offers_no_digits(saved, tmp_path):
     assert ModelCard(hub.fill_card(run, RESULTS)).data.get("widget") is None
     hub.draw_examples(tmp_path, ["cat", "dog"])
     assert not list(tmp_path.iterdir())
+
+
+def test_card_is_validated_as_the_hub_does(finished, server):
+    card = ModelCard.load(finished / "README.md")
+    card.validate()
+    assert [result.metric_type for result in card.data.eval_results] == ["accuracy", "f1", "loss"]
+    assert {example["src"] for example in card.data.widget} <= PUSHED
 
 
 def test_measurements_enter_the_card(finished, tmp_path):
@@ -304,36 +318,183 @@ def test_python_snippets_of_the_card_run(tmp_path):
     assert done.stdout.startswith("[{'label': '7', 'score': 0.99"), done.stdout + done.stderr
 
 
-def test_push_and_pull(saved, tmp_path):
-    """Train with --push_to_hub against a Hub on this machine; load what it got in a process without the package."""
-    with loopback_hub() as (endpoint, repositories):
-        online = {
-            "HF_ENDPOINT": endpoint,
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": "hf_dummy",
-            "HF_HOME": str(tmp_path / "hf"),
-        }
-        done = subprocess.run(
-            [
-                sys.executable, "run_train.py", "--dataset_name", str(ROOT / "data" / "mnist-5k"), "--output_dir",
-                str(tmp_path / "run"), "--max_steps", "2", "--keep_checkpoints", "--save_strategy", "steps",
-                "--save_steps", "1", "--load_best_model_at_end", "False", "--push_to_hub", "--push_sample_model",
-                "--hub_model_id", "me/vit-mnist",
-            ],
-            cwd=ROOT, env=os.environ | online, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert f"Pushed to {endpoint}/me/vit-mnist" in done.stdout, done.stderr
-        assert list((tmp_path / "run").glob("checkpoint-*/optimizer.pt"))
-        files = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
-        assert set(repositories["me/vit-mnist"]) == files
-        assert str(tmp_path).encode() not in b"".join(repositories["me/vit-mnist"].values())
+@pytest.fixture
+def server(monkeypatch):
+    """A Hub on this machine that this process takes for the Hub. `server.waits`: seconds that were to be slept."""
+    with loopback_hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        running.waits = []
+        monkeypatch.setattr("time.sleep", running.waits.append)
+        yield running
 
-        logits = hub.load_checkpoint(tmp_path / "run")[0](torch.ones(1, 1, 28, 28)).logits.tolist()
-        code = LOAD_ALL.format(
+
+def test_push_uploads_what_a_checkpoint_needs_and_no_more(finished, server):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert hub.push(finished, "me/vit-mnist") == f"{server.endpoint}/me/vit-mnist"
+    files = server.files("me/vit-mnist")
+    del files[".gitattributes"]
+    assert files == {name: (finished / name).read_bytes() for name in PUSHED}
+    assert TOKEN.encode() not in b"".join(files.values())
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_pushing_again_commits_what_has_changed_only(finished, server):
+    hub.push(finished, "vit-mnist")  # in the namespace of the token
+    hub.push(finished, "me/vit-mnist")
+    assert len(server.repositories["me/vit-mnist"]) == 2  # that of an empty repository, and one
+    hub.add_measurement(finished, "robustness", {"accuracy": {"blur": {"1 pixel": 0.912}}})
+    hub.push(finished, "me/vit-mnist")
+    assert len(server.repositories["me/vit-mnist"]) == 3
+    assert b"1 pixel" in server.files("me/vit-mnist")["README.md"]
+
+
+@pytest.mark.parametrize("xet", [True, False])
+@pytest.mark.parametrize(
+    "failures",
+    [
+        [("repos/create", 429)],
+        [("repos/create", 500), ("repos/create", 503)],
+        [("repos/create", "cut")],
+        [("repos/create", "lost")],
+        [("validate-yaml", 502)],
+        [("preupload", 429), ("preupload", "cut")],
+        [("commit", 500), ("commit", 429)],
+        [("commit", "cut")],
+        [("commit", "lost")],
+        [("GET /api/models", 504), ("repos/create", "lost")],
+    ],
+    ids=str,
+)
+def test_failures_that_pass_are_waited_for(finished, server, monkeypatch, failures, xet):
+    """The end is always the same: one commit with every file. Without hf_xet, huggingface_hub repeats less."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    server.failures += failures
+    hub.push(finished, "me/vit-mnist")
+    assert not server.failures and server.waits and sum(server.waits) <= sum(hub.RETRY_WAITS)
+    assert server.files("me/vit-mnist").keys() == PUSHED | {".gitattributes"}
+    assert len(server.repositories["me/vit-mnist"]) == 2
+
+
+@pytest.mark.parametrize(("failure", "says"), [(500, "the Hub answered 500"), ("cut", "disconnected|reset|closed")])
+def test_a_push_that_fails_for_good_can_be_repeated(finished, server, failure, says):
+    server.failures += [("repos/create", failure)] * 3
+    with pytest.raises(ConnectionError, match=rf"(?s)me/vit-mnist failed: .*({says}).*complete in .*run: the same"):
+        hub.push(finished, "me/vit-mnist")
+    assert server.waits == list(hub.RETRY_WAITS) and not server.repositories
+    hub.push(finished, "me/vit-mnist")
+    assert server.files("me/vit-mnist").keys() > PUSHED
+
+
+@pytest.mark.parametrize("token", [None, "hf_expired"])
+def test_a_token_that_is_missing_or_wrong_is_said(finished, server, monkeypatch, token):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError, match=r"me/vit-mnist needs a valid token \(401\): run `hf auth login`") as raised:
+        hub.push(finished, "me/vit-mnist", token=token)
+    assert "hf_expired" not in str(raised.value) and "\n" not in str(raised.value)
+    assert server.waits == []
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_namespace_of_others_is_said(finished, server, exists):
+    if exists:
+        server.commit("them/vit-mnist", {})
+    with pytest.raises(InputError, match=r"no right to push to them/vit-mnist \(403\): pass .* --hub_model_id"):
+        hub.push(finished, "them/vit-mnist")
+    assert server.waits == []
+
+
+def test_offline_is_said(finished):
+    with pytest.raises(ConnectionError, match=r"me/vit-mnist failed: .*HF_HUB_OFFLINE.*\. The checkpoint is complete"):
+        hub.push(finished, "me/vit-mnist")
+
+
+@pytest.mark.parametrize("name", ["them/me/vit-mnist", "vit mnist"])
+def test_impossible_names_are_refused_before_the_training(finished, name, tmp_path, run_script):
+    with pytest.raises(InputError, match="Repo id must"):
+        hub.push(finished, name)
+    done = run_script("run_train.py", "--push_to_hub", "--hub_model_id", name, "--output_dir", tmp_path / "new")
+    assert done.code == 2 and "error: Repo id must" in done.err and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", sorted(hub.CHECKPOINT_FILES))
+def test_an_incomplete_folder_is_not_pushed(finished, server, name):
+    (finished / name).unlink()
+    with pytest.raises(InputError, match=f"no complete checkpoint: {name} is missing"):
+        hub.push(finished, "me/vit-mnist")
+    assert not server.requests
+
+
+def test_a_model_of_the_kept_sample_is_pushed_on_demand_only(finished, server):
+    run = describe(finished) | {"data": {"source": "mnist-5k"}}
+    (finished / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match=r"kept sample.*--push_sample_model"):
+        hub.push(finished, "me/vit-mnist")
+    assert not server.requests
+    hub.push(finished, "me/vit-mnist", allow_sample=True)
+    assert server.files("me/vit-mnist")
+
+
+def test_a_card_that_the_hub_rejects_is_said(finished, server):
+    (finished / "README.md").write_text("---\nmodel-index: 5\n---\n")
+    with pytest.raises(InputError, match=r"Invalid metadata in README\.md"):
+        hub.push(finished, "me/vit-mnist")
+
+
+def test_a_finished_run_is_pushed_by_the_same_command(server, tmp_path, run_script):
+    """Where the push fails after the training, nothing is lost; and no path of this machine gets to the Hub."""
+    shutil.copytree(ROOT / "data" / "mnist-5k", tmp_path / "digits")
+    (tmp_path / "recipe.yaml").write_text(
+        "optim: adam\nremove_unused_columns: false\nmax_steps: 2\nsave_strategy: steps\nsave_steps: 1\n"
+    )
+    command = [
+        "run_train.py", "--recipe", tmp_path / "recipe.yaml", "--dataset_name", tmp_path / "digits", "--output_dir",
+        tmp_path / "run", "--keep_checkpoints", "--model_name_or_path", ROOT / "vit-mnist-tiny", "--hub_model_id",
+        "me/vit-mnist",
+    ]  # fmt: skip
+    server.failures += [("repos/create", 500)] * 3
+    done = run_script(*command, "--push_to_hub")
+    assert done.code == 1 and f"complete in {tmp_path / 'run'}" in done.err.splitlines()[-1], done.err
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    done = run_script(*command, "--push_to_hub", "--hub_token", "hf_expired")
+    assert done.code == 2 and "(401)" in done.err.splitlines()[-1] and "hf_expired" not in done.out + done.err
+    assert "already finished" in run_script(*command).out and not server.repositories
+
+    done = run_script(*command, "--push_to_hub")
+    assert f"Pushed to {server.endpoint}/me/vit-mnist" in done.out and "already finished" in done.out, done.err
+    files = server.files("me/vit-mnist")
+    assert files["model.safetensors"] == weights
+    assert list((tmp_path / "run").glob("checkpoint-*/optimizer.pt"))
+    assert set(files) == PUSHED - {".eval_results/mnist.yaml"} | {"history.json", ".gitattributes"}
+    everything = b"".join(files.values())
+    for private in (tmp_path, ROOT, os.path.expanduser("~"), os.getcwd(), TOKEN):
+        assert len(str(private)) < 5 or str(private).encode() not in everything, private
+
+
+def test_pull_of_a_pinned_revision_in_a_fresh_process(saved, finished, server, tmp_path):
+    hub.push(finished, "me/vit-mnist")
+    first = server.head("me/vit-mnist")
+    model, processor = hub.load_checkpoint(finished)
+    with torch.no_grad():
+        model.head.bias.add_(torch.arange(10.0))
+    better = hub.fill_eval_results(RESULTS | {"test_accuracy": 0.97})
+    hub.save_checkpoint(finished, model, processor, card="# card", records=better)
+    hub.push(finished, "me/vit-mnist")
+    assert yaml.safe_load(server.files("me/vit-mnist")[".eval_results/mnist.yaml"])[0]["value"] == 0.97
+    online = {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    code = ""
+    for revision, logits in ((first, saved[1]), ("main", saved[1] + torch.arange(10.0))):
+        code += LOAD_ALL.format(
             setup="sys.modules['modeling_vit_mnist'] = None", folder="me/vit-mnist",
-            options={"trust_remote_code": True, "revision": "c" * 40}, logits=logits,
+            options={"trust_remote_code": True, "revision": revision}, logits=logits.tolist(),
         )  # fmt: skip
-        pulled = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | online, capture_output=True, text=True
-        )
-        assert "loaded transformers_modules." in pulled.stdout, pulled.stderr
+    pulled = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | online,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert pulled.stdout.count("loaded transformers_modules.") == 2, pulled.stderr
