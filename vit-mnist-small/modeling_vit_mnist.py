@@ -299,7 +299,11 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
         records = ("output_hidden_states", "output_attentions")
         cls_only = not any(kwargs.get(name) or getattr(self.config, name) for name in records)
         outputs = self.vit(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, cls_only=cls_only, **kwargs
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            cls_only=cls_only,
+            return_dict=True,  # `config.return_dict` speaks of this method's own output
+            **kwargs,
         )
         logits = self.head(outputs.pooler_output)  # (batch, num_labels)
         loss = None
