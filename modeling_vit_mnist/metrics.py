@@ -18,6 +18,9 @@ class VitMnistMetric(evaluate.Metric):
     - `confusion_matrix`: `classes` lists of `classes` counts, rows the references, columns the predictions;
     - `expected_calibration_error`, given probabilities: gap between confidence and accuracy, averaged over 15 bins of
       equal width by the fraction of images in each (Guo et al., 2017, https://arxiv.org/abs/1706.04599).
+
+    `VitMnistMetric("accuracy")` returns one of these alone, which the bootstrap of `evaluate.evaluator` needs: it
+    takes numbers only.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -52,7 +55,11 @@ class VitMnistMetric(evaluate.Metric):
         }
         if probabilities is not None:
             results["expected_calibration_error"] = expected_calibration_error(probabilities, references)
-        return results
+        if self.config_name == "default":
+            return results
+        if self.config_name not in results:
+            raise ValueError(f"The metric must be one of {', '.join(results)}, got {self.config_name!r}.")
+        return {self.config_name: results[self.config_name]}
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray, bins: int = 15) -> float:

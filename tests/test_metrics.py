@@ -35,6 +35,17 @@ def test_batches_can_be_added():
     assert metric.compute()["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_one_of_them_alone():
+    classes = {"predictions": [0, 1, 1, 3], "references": [0, 1, 2, 1]}
+    everything = VitMnistMetric().compute(**classes)
+    for name in ("accuracy", "macro_f1", "per_class_accuracy", "confusion_matrix"):
+        assert VitMnistMetric(name).compute(**classes) == {name: everything[name]}
+    with pytest.raises(ValueError, match=r"one of accuracy, macro_f1, .*, got 'expected_calibration_error'"):
+        VitMnistMetric("expected_calibration_error").compute(**classes)  # of probabilities only
+    probabilities = VitMnistMetric("expected_calibration_error").compute(predictions=[[0.2, 0.8]], references=[1])
+    assert probabilities == {"expected_calibration_error": pytest.approx(0.2)}
+
+
 def test_calibration_error_by_hand():
     # Confidences 0.9 (right), 0.9 (wrong), 0.6 (right): bins of 15 hold {0.9, 0.9} and {0.6}.
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
