@@ -180,25 +180,29 @@ class WholePipeline(nn.Module):
 
 
 class Logits(nn.Module):
-    """A classifier's forward without its output class, which ONNX has no word for."""
+    """From one or three channels to logits, without an output class, which ONNX has no word for."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: VitMnistForImageClassification):
         super().__init__()
         self.model = model
+        self.register_buffer("weights", torch.tensor(CHANNEL_WEIGHTS).view(1, -1, 1, 1))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values).logits
+        grey = (self.weights * pixel_values).sum(1, keepdim=True)  # a single channel is broadcast to three
+        return self.model(grey).logits
 
 
 def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageProcessor, folder: Path) -> None:
     """
     ONNX files with a dynamic batch, laid out as transformers.js expects them, the class names in their metadata:
 
-    - `onnx/model.onnx`: `pixel_values` `(batch, 1, height, width)`, float32, to `logits` `(batch, classes)`;
+    - `onnx/model.onnx`: `pixel_values` `(batch, channels, height, width)`, float32, of one channel or three, to
+      `logits` `(batch, classes)`;
     - `onnx/model_quantized.onnx`: the same, the weights of its matrix products in int8;
     - `onnx/model_uint8.onnx`: `images` `(batch, height, width)`, grey uint8, to `probabilities` `(batch, classes)`.
 
-    And `config.json` and `preprocessor_config.json` of the in-tree ViT, which transformers.js knows.
+    And `config.json` and `preprocessor_config.json` of the in-tree ViT, which transformers.js knows; with three
+    channels, since it turns every image to RGB.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -209,9 +213,7 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     plain = folder / "onnx" / "model.onnx"
     # Traced with two images: with one, the batch would be taken for a constant.
-    _write_onnx(
-        Logits(model), torch.zeros(2, model.config.num_channels, side, side), "pixel_values", "logits", names, plain
-    )
+    _write_onnx(Logits(model), torch.zeros(2, 1, side, side), "pixel_values", "logits", names, plain)
     whole = WholePipeline(model, processor).eval()
     images = torch.zeros(2, side, side, dtype=torch.uint8)
     _write_onnx(whole, images, "images", "probabilities", names, folder / "onnx" / "model_uint8.onnx")
@@ -220,8 +222,8 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
             plain, folder / "onnx" / "model_quantized.onnx", weight_type=QuantType.QInt8, per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm"],
         )  # fmt: skip
-    in_tree_config(model.config, model.config.num_channels).save_pretrained(folder)
-    in_tree_processor(processor, model.config.num_channels).save_pretrained(folder)
+    in_tree_config(model.config, 3).save_pretrained(folder)
+    in_tree_processor(processor, 3).save_pretrained(folder)
 
 
 @contextmanager
@@ -252,6 +254,8 @@ def _write_onnx(
         item.doc_string = ""
         del item.metadata_props[:]  # stack traces of this machine, nine tenths of the file
     del proto.graph.value_info[:]
+    if given == "pixel_values":
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"  # see `Logits`
     onnx.helper.set_model_props(proto, {"labels": json.dumps(names)})
     onnx.checker.check_model(proto, full_check=True)
     onnx.save_model(proto, path)
@@ -356,21 +360,35 @@ def _own_processor(
 
 FORMATS = {"vit": export_vit, "vit-rgb": export_vit_rgb, "timm": export_timm, "onnx": export_onnx}
 SNIPPETS = {
-    "vit": """from transformers import AutoImageProcessor, AutoModelForImageClassification
+    "vit": """```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 model = AutoModelForImageClassification.from_pretrained("FOLDER")
-processor = AutoImageProcessor.from_pretrained("FOLDER")  # takes grey images""",
-    "vit-rgb": """from transformers import pipeline
+processor = AutoImageProcessor.from_pretrained("FOLDER")  # takes grey images
+```""",
+    "vit-rgb": """```python
+from transformers import pipeline
 
-classify = pipeline("image-classification", model="FOLDER")""",
-    "timm": """import timm
+classify = pipeline("image-classification", model="FOLDER")
+```""",
+    "timm": """```python
+import timm
 
-model = timm.create_model("local-dir:FOLDER", pretrained=True)""",
-    "onnx": """import numpy as np
+model = timm.create_model("local-dir:FOLDER", pretrained=True)
+```""",
+    "onnx": """```js
+import { pipeline } from "@huggingface/transformers";
+
+const classify = await pipeline("image-classification", "./FOLDER", { dtype: "fp32" }); // or "q8"
+```
+
+```python
+import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("FOLDER/onnx/model_uint8.onnx")
-probabilities = session.run(None, {"images": np.zeros((1, 28, 28), np.uint8)})[0]""",
+probabilities = session.run(None, {"images": np.zeros((1, 28, 28), np.uint8)})[0]
+```""",
 }
 
 
@@ -420,10 +438,10 @@ def run_export(args: ExportArguments) -> None:
 
 
 def _card(args: ExportArguments) -> str:
-    library = {"timm": "timm", "onnx": "onnx"}.get(args.format, "transformers")
+    library = {"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers")
     name = Path(args.model).name
     return (
         f"---\nlibrary_name: {library}\npipeline_tag: image-classification\nlicense: mit\ntags:\n- mnist\n---\n\n"
         f"# {name} as {args.format}\n\nThe weights of {name}, whose card has the results and the limits.\n\n"
-        f"```python\n{SNIPPETS[args.format]}\n```\n"
+        f"{SNIPPETS[args.format]}\n"
     )

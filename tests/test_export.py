@@ -1,17 +1,21 @@
 """Exports compute what our model computes, load without our code, and come back with the same bits."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
-from modeling_vit_mnist.export import import_checkpoint
+from modeling_vit_mnist.export import import_checkpoint, in_tree_model
 
 from .conftest import ROOT
 
@@ -72,8 +76,6 @@ def test_the_in_tree_class_gives_the_same_logits(export, checkpoint, form, chann
 
 def test_a_stock_pipeline_takes_the_rgb_form(export, checkpoint, sample, tmp_path):
     """In a fresh process that never imports this package."""
-    import PIL.Image
-
     files = []
     for index, frame in enumerate(sample["test"].images[:8]):
         files.append(str(tmp_path / f"{index}.png"))
@@ -95,8 +97,6 @@ assert not [name for name in sys.modules if name.startswith("modeling_vit_mnist"
 
 
 def test_the_stock_processor_makes_the_same_pixels(export, sample):
-    import PIL.Image
-
     image = PIL.Image.fromarray(sample["test"].images[0].numpy())
     expected = VitMnistImageProcessor()(image, return_tensors="pt").pixel_values
     for form, channels in (("vit", 1), ("vit-rgb", 3)):
@@ -184,13 +184,15 @@ def session(folder, name):
 
 def test_onnx_gives_the_same_logits_at_any_batch_size(onnx_folder):
     model, _ = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
+    colour = in_tree_model(model, rgb=True)
     network = session(onnx_folder, "model")
     for size in (1, 2, 17):
-        pixel_values = torch.randn(size, 1, 28, 28, generator=torch.Generator().manual_seed(size))
-        with torch.no_grad():
-            expected = model.eval()(pixel_values).logits
-        (got,) = network.run(None, {"pixel_values": pixel_values.numpy()})
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+        for channels, torch_model in ((1, model.eval()), (3, colour)):
+            pixel_values = torch.randn(size, channels, 28, 28, generator=torch.Generator().manual_seed(size))
+            with torch.no_grad():
+                expected = torch_model(pixel_values).logits
+            (got,) = network.run(None, {"pixel_values": pixel_values.numpy()})
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
@@ -226,6 +228,53 @@ def compare_predictions(folder, digits, int8_slack=0.002):
     np.testing.assert_allclose(whole, logits.softmax(-1), atol=1e-4)
     (int8,) = session(folder, "model_quantized").run(None, {"pixel_values": pixel_values.numpy()})
     assert abs((int8.argmax(1) == labels).mean() - (expected == labels).mean()) <= int8_slack
+
+
+NODE_SCRIPT = """
+globalThis.fetch = (url) => { throw new Error(`reached for the network: ${url}`); };
+const { env, pipeline } = require("@huggingface/transformers");
+const [folder, dtype, ...files] = process.argv.slice(1);
+env.allowRemoteModels = false;
+(async () => {
+    const classify = await pipeline("image-classification", folder, { dtype });
+    console.log(JSON.stringify(await classify(files, { top_k: null })));
+})();
+"""
+
+
+@pytest.fixture(scope="module")
+def node_modules() -> Path:
+    """Folder that transformers.js is installed in: one on NODE_PATH, or in the root of this repository."""
+    folders = [Path(name) for name in os.environ.get("NODE_PATH", "").split(os.pathsep) if name]
+    for folder in [*folders, ROOT / "node_modules"]:
+        if shutil.which("node") and (folder / "@huggingface" / "transformers").is_dir():
+            return folder
+    pytest.skip("needs Node and transformers.js: npm install --no-save --ignore-scripts @huggingface/transformers")
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("fp32", "model"), ("q8", "model_quantized")])
+def test_transformers_js_gives_the_same_probabilities(onnx_folder, node_modules, sample, tmp_path, dtype, name):
+    digits, files = sample["test"].select(slice(20)), []
+    for index, frame in enumerate(digits.images):
+        image = PIL.Image.fromarray(frame.numpy())
+        files.append(tmp_path / f"{index}.png")
+        (image if index % 2 else image.convert("RGB")).save(files[-1])
+    done = subprocess.run(
+        ["node", "-e", NODE_SCRIPT, onnx_folder, dtype, *files],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"NODE_PATH": str(node_modules)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = [{entry["label"]: entry["score"] for entry in answer} for answer in json.loads(done.stdout)]
+    got = np.array([[answer[str(digit)] for digit in range(10)] for answer in answers])
+
+    model, processor = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
+    pixel_values = processor.to_pixel_values(digits.images)
+    with torch.no_grad():
+        expected = model.eval()(pixel_values).logits
+    if dtype == "q8":
+        (logits,) = session(onnx_folder, name).run(None, {"pixel_values": pixel_values.numpy()})
+        expected = torch.from_numpy(logits)
+    np.testing.assert_allclose(got, expected.softmax(-1), rtol=0, atol=1e-5)
 
 
 def test_a_stock_model_loads_the_tiny_checkpoint_by_auto_class(tmp_path, run_script):
