@@ -199,7 +199,7 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     - `onnx/model.onnx`: `pixel_values` `(batch, channels, height, width)`, float32, of one channel or three, to
       `logits` `(batch, classes)`;
     - `onnx/model_quantized.onnx`: the same, the weights of its matrix products in int8;
-    - `onnx/model_uint8.onnx`: `images` `(batch, height, width)`, grey uint8, to `probabilities` `(batch, classes)`.
+    - `onnx/model_images.onnx`: `images` `(batch, height, width)`, grey uint8, to `probabilities` `(batch, classes)`.
 
     And `config.json` and `preprocessor_config.json` of the in-tree ViT, which transformers.js knows; with three
     channels, since it turns every image to RGB.
@@ -216,7 +216,7 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     _write_onnx(Logits(model), torch.zeros(2, 1, side, side), "pixel_values", "logits", names, plain)
     whole = WholePipeline(model, processor).eval()
     images = torch.zeros(2, side, side, dtype=torch.uint8)
-    _write_onnx(whole, images, "images", "probabilities", names, folder / "onnx" / "model_uint8.onnx")
+    _write_onnx(whole, images, "images", "probabilities", names, folder / "onnx" / "model_images.onnx")
     with _quiet():
         quantize_dynamic(
             plain, folder / "onnx" / "model_quantized.onnx", weight_type=QuantType.QInt8, per_channel=True,
@@ -386,7 +386,7 @@ const classify = await pipeline("image-classification", "./FOLDER", { dtype: "fp
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("FOLDER/onnx/model_uint8.onnx")
+session = onnxruntime.InferenceSession("FOLDER/onnx/model_images.onnx")
 probabilities = session.run(None, {"images": np.zeros((1, 28, 28), np.uint8)})[0]
 ```""",
 }

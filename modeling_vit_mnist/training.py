@@ -105,6 +105,9 @@ class VitMnistTrainingArguments(TrainingArguments):
     )
     fisher_steps: int = field(default=200, metadata={"help": "Steps between updates of the Fisher matrix."})
     fisher_images: int = field(default=2048, metadata={"help": "Training images that an update is measured on."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave as it is: the images come as whole batches, which have no columns."}
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Start anew in an output folder that holds another run, replacing it."}
     )

@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "mnist-5k"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--screenshot", type=Path, help="file for the browser's picture of the demo: docs/demo.png")
+
+
 @dataclass
 class Finished:
     """What a script left behind: exit code, output and error lines."""

@@ -196,7 +196,7 @@ def test_onnx_gives_the_same_logits_at_any_batch_size(onnx_folder):
 
 
 def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
-    for name in ("model", "model_quantized", "model_uint8"):
+    for name in ("model", "model_quantized", "model_images"):
         labels = session(onnx_folder, name).get_modelmeta().custom_metadata_map["labels"]
         assert json.loads(labels) == [str(digit) for digit in range(10)]
         content = (onnx_folder / "onnx" / f"{name}.onnx").read_bytes()
@@ -223,7 +223,7 @@ def compare_predictions(folder, digits, int8_slack=0.002):
     expected, labels = logits.argmax(1).numpy(), digits.labels.numpy()
     (plain,) = session(folder, "model").run(None, {"pixel_values": pixel_values.numpy()})
     assert np.array_equal(plain.argmax(1), expected)
-    (whole,) = session(folder, "model_uint8").run(None, {"images": digits.images.numpy()})
+    (whole,) = session(folder, "model_images").run(None, {"images": digits.images.numpy()})
     assert np.array_equal(whole.argmax(1), expected)
     np.testing.assert_allclose(whole, logits.softmax(-1), atol=1e-4)
     (int8,) = session(folder, "model_quantized").run(None, {"pixel_values": pixel_values.numpy()})

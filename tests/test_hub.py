@@ -445,9 +445,7 @@ def test_a_card_that_the_hub_rejects_is_said(finished, server):
 def test_a_finished_run_is_pushed_by_the_same_command(server, tmp_path, run_script):
     """Where the push fails after the training, nothing is lost; and no path of this machine gets to the Hub."""
     shutil.copytree(ROOT / "data" / "mnist-5k", tmp_path / "digits")
-    (tmp_path / "recipe.yaml").write_text(
-        "optim: adam\nremove_unused_columns: false\nmax_steps: 2\nsave_strategy: steps\nsave_steps: 1\n"
-    )
+    (tmp_path / "recipe.yaml").write_text("optim: adam\nmax_steps: 2\nsave_strategy: steps\nsave_steps: 1\n")
     command = [
         "run_train.py", "--recipe", tmp_path / "recipe.yaml", "--dataset_name", tmp_path / "digits", "--output_dir",
         tmp_path / "run", "--keep_checkpoints", "--model_name_or_path", ROOT / "vit-mnist-tiny", "--hub_model_id",
