@@ -105,6 +105,13 @@ class DataArguments:
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the stratified split into train and validation."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read train and test image by image, again in every epoch, instead of holding them in memory. "
+            "Validation images, about a twelfth of train but no more than 5,000, are chosen by a hash of the image."
+        },
+    )
     skip_bad_images: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read, naming them, instead of stopping."}
     )

@@ -2,11 +2,12 @@
 Random warps of training images, a whole batch at a time.
 
 What an image goes through in an epoch is drawn from (seed, epoch, index) alone, so it is the same in any batch, in any
-process and after a resume.
+process and after a resume; in a stream, which has no indices, from its place among the images of the epoch.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from .data import Digits
 from .errors import InputError
+from .streaming import StreamedDigits, iterate
 
 
 WARP_GRID = 4
@@ -99,6 +101,22 @@ def warp_images(
     return warped if images.is_floating_point() else warped.round_().to(images.dtype)
 
 
+def draw_warps(args: AugmentationArguments, num_images: int, key: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """What [`warp_images`] is to do with each of `num_images` images, drawn from `key` alone."""
+    generator = np.random.default_rng(key)
+    draws = torch.from_numpy(generator.uniform(-1, 1, (num_images, 6)).astype(np.float32))
+    warps = {
+        "shift": args.max_shift * draws[:, :2],
+        "rotation": args.max_rotation * draws[:, 2],
+        "scale": (1 + args.max_scale) ** draws[:, 3:5],
+        "shear": args.max_shear * draws[:, 5],
+    }
+    if args.warp:
+        displacement = generator.standard_normal((num_images, 2, WARP_GRID, WARP_GRID), dtype=np.float32)
+        warps["displacement"] = args.warp * torch.from_numpy(displacement)
+    return warps
+
+
 class AugmentedDigits(torch.utils.data.Dataset):
     """
     [`Digits`] whose images are warped anew in every epoch.
@@ -112,25 +130,15 @@ class AugmentedDigits(torch.utils.data.Dataset):
 
     def __init__(self, digits: Digits, args: AugmentationArguments, seed: int, num_epochs: float):
         self.digits, self.args, self.seed, self.num_epochs = digits, args, seed, num_epochs
+        self.epoch = None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the warps of an epoch; accelerate's data loaders call this at its start."""
-        self.warps = None
-        if epoch >= self.args.augment_until * self.num_epochs:
-            return
-        args, n = self.args, len(self.digits)
-        generator = np.random.default_rng((self.seed, epoch))
-        draws = torch.from_numpy(generator.uniform(-1, 1, (n, 6)).astype(np.float32))
-        self.warps = {
-            "shift": args.max_shift * draws[:, :2],
-            "rotation": args.max_rotation * draws[:, 2],
-            "scale": (1 + args.max_scale) ** draws[:, 3:5],
-            "shear": args.max_shear * draws[:, 5],
-        }
-        if args.warp:
-            displacement = generator.standard_normal((n, 2, WARP_GRID, WARP_GRID), dtype=np.float32)
-            self.warps["displacement"] = args.warp * torch.from_numpy(displacement)
+        if epoch != self.epoch:
+            is_over = epoch >= self.args.augment_until * self.num_epochs
+            self.warps = None if is_over else draw_warps(self.args, len(self.digits), (self.seed, epoch))
+            self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -147,3 +155,30 @@ class AugmentedDigits(torch.utils.data.Dataset):
             self.digits.images[indices], **{name: value[indices] for name, value in self.warps.items()}
         )
         return {"pixel_values": self.digits.processor.to_pixel_values(images), "labels": self.digits.labels[indices]}
+
+
+class AugmentedStream(torch.utils.data.IterableDataset):
+    """[`StreamedDigits`] whose images are warped, drawn from (seed, epoch, number of the chunk); else as above."""
+
+    def __init__(self, digits: StreamedDigits, args: AugmentationArguments, seed: int, num_epochs: float):
+        self.digits, self.args, self.seed, self.num_epochs = digits, args, seed, num_epochs
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.digits.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iterate(self.digits.chunks() if self.is_over else self._warped_chunks())
+
+    @property
+    def is_over(self) -> bool:
+        return self.epoch >= self.args.augment_until * self.num_epochs
+
+    def _warped_chunks(self) -> Iterator[Digits]:
+        for number, chunk in enumerate(self.digits.chunks()):
+            warps = draw_warps(self.args, len(chunk), (self.seed, self.epoch, number))
+            yield replace(chunk, images=warp_images(chunk.images, **warps))

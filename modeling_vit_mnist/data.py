@@ -71,15 +71,19 @@ class Digits(torch.utils.data.Dataset):
     def select(self, indices: torch.Tensor | slice) -> "Digits":
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
+    def head(self, limit: int) -> "Digits":
+        """The first images."""
+        return self.select(slice(limit))
+
     @property
     def is_sample(self) -> bool:
         """Whether these are from the kept sample, which is no match for the whole of MNIST."""
         return self.source == SAMPLE_FOLDER.name
 
     @staticmethod
-    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`data_collator` for [`transformers.Trainer`]: `__getitems__` has already made the batch."""
-        return batch
+    def collate(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """`data_collator` for [`transformers.Trainer`]: `__getitems__` has made a batch already, streams have not."""
+        return batch if isinstance(batch, dict) else torch.utils.data.default_collate(batch)
 
 
 def load_digits(
@@ -104,7 +108,9 @@ def load_digits(
             image is corrupt; the message says which.
         ConnectionError: the Hub cannot be reached and has to be.
     """
-    raw, source = _load_raw(args)
+    if args.streaming:
+        raise InputError("--streaming works where images are needed one after the other: in training and inference.")
+    raw, source = load_raw(args)
     wanted = set(splits)
     if wanted & {"train", "validation"} or "test" not in raw:
         wanted.add("train")
@@ -124,12 +130,19 @@ def load_digits(
     return {name: loaded[name].select(slice(limits.get(name, args.max_eval_samples))) for name in splits}
 
 
-def _load_raw(args: DataArguments) -> tuple[datasets.DatasetDict, str]:
-    """The dataset as it is, its splits named as in [`SPLITS`], and its name."""
+def load_raw(args: DataArguments) -> tuple[datasets.DatasetDict | datasets.IterableDatasetDict, str]:
+    """
+    The dataset as it is, its splits named as in [`SPLITS`], and its name; splits that stream where `args` says so,
+    but for formats that `datasets` cannot stream.
+
+    Raises:
+        InputError: it is missing or unreadable, or has neither a train nor a test split.
+        ConnectionError: the Hub cannot be reached and has to be.
+    """
     name = args.dataset_name or os.environ.get(DATASET_VARIABLE)
     if not name:
         try:
-            raw, name = _load_from_hub(DEFAULT_DATASET), DEFAULT_DATASET
+            raw, name = _load_from_hub(DEFAULT_DATASET, args.streaming), DEFAULT_DATASET
         except ConnectionError:
             if not SAMPLE_FOLDER.is_dir():
                 raise
@@ -137,11 +150,11 @@ def _load_raw(args: DataArguments) -> tuple[datasets.DatasetDict, str]:
                 f"The Hub cannot be reached and {DEFAULT_DATASET} is not cached: using the kept sample of 5,000 MNIST "
                 f"digits. For all of MNIST, pass --dataset_name FOLDER or set {DATASET_VARIABLE}."
             )
-            raw, name = _load_from_folder(SAMPLE_FOLDER), SAMPLE_FOLDER.name
+            raw, name = _load_from_folder(SAMPLE_FOLDER, args.streaming), SAMPLE_FOLDER.name
     elif Path(name).exists():
-        raw, name = _load_from_folder(Path(name)), Path(name).resolve().name
+        raw, name = _load_from_folder(Path(name), args.streaming), Path(name).resolve().name
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
-        raw = _load_from_hub(name)
+        raw = _load_from_hub(name, args.streaming)
     else:
         raise InputError(f"There is no dataset folder {name!r}.")
 
@@ -152,12 +165,12 @@ def _load_raw(args: DataArguments) -> tuple[datasets.DatasetDict, str]:
     return raw, name
 
 
-def _load_from_hub(name: str) -> datasets.DatasetDict:
+def _load_from_hub(name: str, streaming: bool) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     try:
         if huggingface_hub.constants.is_offline_mode() or _hub_is_reachable():
-            return datasets.load_dataset(name)
+            return datasets.load_dataset(name, streaming=streaming)
         with _offline():
-            return datasets.load_dataset(name)
+            return datasets.load_dataset(name, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise InputError(f"There is neither a folder nor a Hub dataset {name!r} (or it is private).") from error
     except (OSError, huggingface_hub.errors.OfflineModeIsEnabled) as error:
@@ -194,7 +207,9 @@ def _offline():
         huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = saved
 
 
-def _load_from_folder(folder: Path) -> datasets.DatasetDict | datasets.Dataset:
+def _load_from_folder(
+    folder: Path, streaming: bool
+) -> datasets.DatasetDict | datasets.IterableDatasetDict | datasets.Dataset:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: a dataset is a folder.")
     try:
@@ -202,7 +217,7 @@ def _load_from_folder(folder: Path) -> datasets.DatasetDict | datasets.Dataset:
             return datasets.load_from_disk(str(folder))
         if idx := _load_idx(folder):
             return idx
-        return datasets.load_dataset(str(folder))
+        return datasets.load_dataset(str(folder), streaming=streaming)
     except InputError:
         raise
     except Exception as error:  # each of the formats has errors of its own
@@ -256,36 +271,76 @@ def _decode(
     """Every image of a split through the processor's geometry, to uint8 frames."""
     if len(dataset) == 0:
         raise InputError(f"The {split} split of {source} is empty.")
-    image_column = _find_column(dataset, args.image_column_name, "image", (datasets.Image, datasets.Array2D))
-    label_column = _find_column(dataset, args.label_column_name, "label", (datasets.ClassLabel,))
+    image_column, label_column = find_columns(dataset, args)
     labels, names = _read_labels(dataset, label_column, split, args.num_labels)
 
     frames, kept = [], []
-    is_image = isinstance(dataset.features[image_column], datasets.Image)
-    column = dataset.select_columns([image_column])
-    column = (
-        column.cast_column(image_column, datasets.Image(decode=False)) if is_image else column.with_format("numpy")
-    )
+    column = encoded(dataset.select_columns([image_column]), image_column)
     with tqdm(total=len(dataset), desc=f"Decode {split}", unit=" images", leave=False, disable=None) as progress:
         for start in range(0, len(dataset), 2000):
             chunk = column[start : start + 2000][image_column]
-            images = []
-            for index, item in enumerate(chunk, start):
-                try:
-                    images.append(_open_image(item) if is_image else np.asarray(item))
-                    kept.append(index)
-                except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-                    where = item.get("path") or f"image {index} of the {split} split"
-                    if not args.skip_bad_images:
-                        raise InputError(
-                            f"{where} cannot be read: {error}. Pass --skip_bad_images to go on without such images."
-                        ) from error
-                    logger.warning("Skipped %s, which cannot be read: %s", where, error)
-            frames.append(processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values)
+            decoded, indices = decode_images(chunk, start, split, processor, args.skip_bad_images)
+            frames.append(decoded)
+            kept += [start + index for index in indices]
             progress.update(len(chunk))
     if not kept:
         raise InputError(f"No image of the {split} split of {source} can be read.")
-    return Digits(torch.cat(frames)[:, 0], torch.from_numpy(labels)[kept], names, processor, source)
+    return Digits(torch.cat(frames), torch.from_numpy(labels)[kept], names, processor, source)
+
+
+def find_columns(dataset: datasets.Dataset | datasets.IterableDataset, args: DataArguments) -> tuple[str, str]:
+    """
+    The columns of images and labels.
+
+    Raises:
+        InputError: the dataset has no such column.
+    """
+    return (
+        _find_column(dataset, args.image_column_name, "image", (datasets.Image, datasets.Array2D)),
+        _find_column(dataset, args.label_column_name, "label", (datasets.ClassLabel,)),
+    )
+
+
+def encoded(dataset, image_column: str):
+    """The dataset with its images as files, not yet decoded, so that a corrupt one can be named; or as arrays."""
+    if isinstance(dataset.features[image_column], datasets.Image):
+        return dataset.cast_column(image_column, datasets.Image(decode=False))
+    return dataset.with_format("numpy")
+
+
+def decode_images(
+    items: list, start: int, split: str, processor: VitMnistImageProcessor, skip_bad_images: bool
+) -> tuple[torch.Tensor, list[int]]:
+    """
+    Frames of some images of a split, and which of them could be read.
+
+    Args:
+        items: Image files, as `datasets.Image(decode=False)` gives them, or arrays.
+        start: Number of the first in the split, for messages.
+        split: Name of the split, for messages.
+        processor ([`VitMnistImageProcessor`]): Makes the frames.
+        skip_bad_images: Leave out what cannot be read, with a warning.
+
+    Returns:
+        `tuple`: `torch.Tensor` of shape `(n, height, width)`, uint8; `list` of `n` indices into `items`.
+
+    Raises:
+        InputError: an image cannot be read; the message names it.
+    """
+    images, kept = [], []
+    for index, item in enumerate(items):
+        try:
+            images.append(_open_image(item) if isinstance(item, dict) else np.asarray(item))
+            kept.append(index)
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            where = item.get("path") or f"image {start + index} of the {split} split"
+            if not skip_bad_images:
+                raise InputError(
+                    f"{where} cannot be read: {error}. Pass --skip_bad_images to go on without such images."
+                ) from error
+            logger.warning("Skipped %s, which cannot be read: %s", where, error)
+    frames = processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+    return frames[:, 0], kept
 
 
 def _open_image(item: dict) -> PIL.Image.Image:
@@ -315,14 +370,27 @@ def _read_labels(
     labels = dataset.select_columns([column]).with_format("numpy")[:][column]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"The column {column!r} must hold one integer or string per image, got {kind}.")
-    names = kind.names if isinstance(kind, datasets.ClassLabel) else [str(label) for label in range(num_labels or 10)]
+    names = class_names(kind, num_labels)
+    check_labels(labels, names, 0, split)
+    return labels.astype(np.int64), names
+
+
+def class_names(kind: datasets.Features, num_labels: int | None) -> list[str]:
+    """Names of the classes, from the feature of the label column, or their numbers."""
+    return kind.names if isinstance(kind, datasets.ClassLabel) else [str(label) for label in range(num_labels or 10)]
+
+
+def check_labels(labels: np.ndarray, names: list[str], start: int, split: str) -> None:
+    """
+    Raises:
+        InputError: one of the labels, the first of them number `start` in its split, is no class.
+    """
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if outside.size:
         raise InputError(
-            f"Label {labels[outside[0]]} of image {outside[0]} of the {split} split is out of range: there are "
-            f"{len(names)} classes, 0 to {len(names) - 1}."
+            f"Label {labels[outside[0]]} of image {start + outside[0]} of the {split} split is out of range: there "
+            f"are {len(names)} classes, 0 to {len(names) - 1}."
         )
-    return labels.astype(np.int64), names
 
 
 def _stratified_split(digits: Digits, size: int, args: DataArguments) -> tuple[Digits, Digits]:

@@ -2,8 +2,11 @@
 
 import glob
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import PIL.Image
 import torch
@@ -17,8 +20,13 @@ from .image_processing_vit_mnist import VitMnistImageProcessor
 from .modeling_vit_mnist import VitMnistForImageClassification
 
 
+if TYPE_CHECKING:
+    from .data import Digits
+
+
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "vit-mnist-tiny"
-TABLE_WRITERS = {".jsonl": "to_json", ".csv": "to_csv", ".parquet": "to_parquet"}
+TABLES = (".jsonl", ".csv", ".parquet")
+GRID_IMAGES = 100
 
 
 @dataclass
@@ -58,8 +66,8 @@ class InferenceArguments:
         for name, least in (("num_samples", 0), ("top_k", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.output and Path(self.output).suffix not in TABLE_WRITERS:
-            raise InputError(f"--output must end in {', '.join(TABLE_WRITERS)}, got {self.output!r}.")
+        if self.output and Path(self.output).suffix not in TABLES:
+            raise InputError(f"--output must end in {', '.join(TABLES)}, got {self.output!r}.")
         if self.grid and Path(self.grid).suffix != ".png":
             raise InputError(f"--grid must end in .png, got {self.grid!r}.")
 
@@ -176,66 +184,120 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if args.image:
         frames, files = read_images(find_images(args.image), processor, data_args.skip_bad_images)
-        labels, label_names = None, names
+        batches, what = [(frames, [{"image": str(file)} for file in files])], "images"
     else:
-        from .data import load_digits  # here, since whoever predicts frames or files needs no `datasets`
+        batches, source = read_split(args, data_args, processor)
+        what = f"{args.split} images of {source}"
 
-        digits = load_digits(data_args, processor, [args.split])[args.split]
-        digits = digits.select(slice(args.num_samples or None))
-        frames, labels, label_names = digits.images, digits.labels.tolist(), digits.names
+    total, right, seconds, drawn = 0, 0, 0.0, []
+    with writing_table(Path(args.output)) if args.output else nullcontext() as write:
+        for frames, rows in batches:
+            if total == 0:
+                predict(model, processor, frames[:1])  # the first pass on a device pays for its start
+            started = time.perf_counter()
+            probabilities = predict(model, processor, frames, args.batch_size)
+            seconds += time.perf_counter() - started
+            for row, values in zip(rows, probabilities, strict=True):
+                print_prediction(row, values, names, args.top_k)
+            if write:
+                write(rows)
+            if args.grid and total < GRID_IMAGES:
+                drawn += list(zip(frames, rows, strict=True))[: GRID_IMAGES - total]
+            total += len(rows)
+            right += sum(row.get("label") == row["prediction"] for row in rows)
 
-    predict(model, processor, frames[:1])  # the first pass on a device pays for its start
-    started = time.perf_counter()
-    probabilities = predict(model, processor, frames, args.batch_size)
-    seconds = time.perf_counter() - started
-
-    predictions = probabilities.argmax(1).tolist()
-    rows = []
-    for index, prediction in enumerate(predictions):
-        row = {"image": str(files[index])} if labels is None else {"index": index, "label": label_names[labels[index]]}
-        row |= {"prediction": names[prediction], "probability": round(probabilities[index, prediction].item(), 6)}
-        rows.append(row)
-        if labels is None:
-            line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
-        else:
-            is_right = row["label"] == row["prediction"]
-            line = f"Idx:{index} GT:{row['label']} Pred:{row['prediction']} isAcc:{is_right}"
-        if args.top_k > 1:
-            best = probabilities[index].topk(min(args.top_k, len(names)))
-            row["top_k"] = {names[i]: round(p, 6) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True)}
-            line += " Top:" + ",".join(f"{name}={p:.4f}" for name, p in row["top_k"].items())
-        print(line)
-        print("-" * 30)
-
-    speed = f"{len(rows) / seconds:,.0f} images/s on {device}"
-    if labels is None:
-        print(f"{len(rows):,} images, {speed}")
+    if total == 0:
+        raise InputError(f"There are no {what}.")
+    speed = f"{total / seconds:,.0f} images/s on {device}"
+    if args.image:
+        print(f"{total:,} {what}, {speed}")
     else:
-        right = sum(row["label"] == row["prediction"] for row in rows)
-        whole = f"{len(rows):,} {args.split} images of {digits.source}"
-        print(f"Accuracy: {right / len(rows):.2%} ({right:,} of {whole}), {speed}")
+        print(f"Accuracy: {right / total:.2%} ({right:,} of {total:,} {what}), {speed}")
     if args.output:
-        write_table(rows, Path(args.output))
         print(f"Wrote {args.output}")
     if args.grid:
         from .plots import plot_predictions
 
+        frames, rows = zip(*drawn, strict=True)
         plot_predictions(
-            frames, [row["prediction"] for row in rows], [row.get("label") for row in rows],
+            torch.stack(frames), [row["prediction"] for row in rows], [row.get("label") for row in rows],
             [row["probability"] for row in rows], Path(args.grid),
         )  # fmt: skip
         print(f"Wrote {args.grid}")
 
 
-def write_table(rows: list[dict], path: Path) -> None:
-    """Write rows to a .jsonl, .csv or .parquet file, whole or not at all."""
-    import pandas
+def read_split(
+    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor
+) -> tuple[Iterable[tuple[torch.Tensor, list[dict]]], str]:
+    """The frames of a split with a row for each, all at once or, from a stream, in chunks; and the split's source."""
+    # Here, since whoever predicts frames or files needs no `datasets`.
+    from .data import load_digits
+    from .streaming import StreamedDigits, stream_digits
 
-    table = pandas.DataFrame(rows)
-    if "top_k" in table:
-        table["top_k"] = table["top_k"].map(
-            lambda classes: [{"label": k, "probability": p} for k, p in classes.items()]
+    if not data_args.streaming:
+        digits = load_digits(data_args, processor, [args.split])[args.split]
+        return _number([digits.select(slice(args.num_samples or None))]), digits.source
+    if args.num_samples:
+        limits = {"max_train_samples": args.num_samples, "max_eval_samples": args.num_samples}
+        data_args = replace(
+            data_args, **{name: min(value, getattr(data_args, name) or value) for name, value in limits.items()}
         )
-    options = {".jsonl": {"orient": "records", "lines": True}}.get(path.suffix, {"index": False})
-    with replacing(path) as staging:
-        getattr(table, TABLE_WRITERS[path.suffix])(staging, **options)
+    digits = stream_digits(data_args, processor, [args.split])[args.split]
+    chunks = digits.chunks() if isinstance(digits, StreamedDigits) else [digits]
+    return _number(chunks), digits.source
+
+
+def _number(chunks: Iterable["Digits"]) -> Iterator[tuple[torch.Tensor, list[dict]]]:
+    """Frames, and a row for each: its index in the split, counted over the chunks, and its label."""
+    start = 0
+    for digits in chunks:
+        labels = [digits.names[label] for label in digits.labels.tolist()]
+        yield digits.images, [{"index": index, "label": label} for index, label in enumerate(labels, start)]
+        start += len(digits)
+
+
+def print_prediction(row: dict, probabilities: torch.Tensor, names: list[str], top_k: int) -> None:
+    """Add to a row what is predicted from `probabilities` of shape `(classes,)`, and print it."""
+    best = probabilities.argmax().item()
+    row |= {"prediction": names[best], "probability": round(probabilities[best].item(), 6)}
+    if "image" in row:
+        line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
+    else:
+        is_right = row["label"] == row["prediction"]
+        line = f"Idx:{row['index']} GT:{row['label']} Pred:{row['prediction']} isAcc:{is_right}"
+    if top_k > 1:
+        top = probabilities.topk(min(top_k, len(names)))
+        row["top_k"] = {names[i]: round(p, 6) for p, i in zip(*map(torch.Tensor.tolist, top), strict=True)}
+        line += " Top:" + ",".join(f"{name}={p:.4f}" for name, p in row["top_k"].items())
+    print(line)
+    print("-" * 30)
+
+
+@contextmanager
+def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
+    """Give a function that adds rows to a .jsonl, .csv or .parquet file, which is there whole or not at all."""
+    import pandas
+    import pyarrow
+    import pyarrow.parquet
+
+    with replacing(path) as staging, ExitStack() as stack:
+        mode = {"mode": "wb"} if path.suffix == ".parquet" else {"mode": "w", "encoding": "utf-8", "newline": ""}
+        file = stack.enter_context(staging.open(**mode))
+        writer = None
+
+        def write(rows: list[dict]) -> None:
+            nonlocal writer
+            table = pandas.DataFrame(rows)
+            if "top_k" in table:
+                table["top_k"] = [[{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows]
+            if path.suffix == ".jsonl":
+                table.to_json(file, orient="records", lines=True)
+            elif path.suffix == ".csv":
+                table.to_csv(file, index=False, header=file.tell() == 0)
+            else:
+                table = pyarrow.Table.from_pandas(table, preserve_index=False)
+                writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema))
+                writer.write_table(table)
+
+        yield write
+        stack.close()  # before the file is put in its place

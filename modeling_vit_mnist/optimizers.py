@@ -157,13 +157,25 @@ def sampled_gradients(
 
 
 class FisherUpdates(TrainerCallback):
-    """Keeps the matrix of [`NaturalGradient`] up to date once the warmup, which is Adam's, is over."""
+    """
+    Keeps the matrix of [`NaturalGradient`] up to date once the warmup, which is Adam's, is over.
+
+    Args:
+        dataset: Training images, or some of them, which are drawn from; batches by `__getitems__`.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset):
+        self.dataset = dataset
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         for group in optimizer.param_groups:
             group["adam_steps"] = args.get_warmup_steps(state.max_steps)
 
-    def on_step_begin(self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs):
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         warmup = args.get_warmup_steps(state.max_steps)
         step = state.global_step - warmup
         if step < 0 or step % args.fisher_steps:
@@ -173,9 +185,8 @@ class FisherUpdates(TrainerCallback):
             group["damping"] = args.damping * (args.final_damping / args.damping) ** progress
         # Drawn from (seed, step) alone, so that a resumed run and every process measure the same.
         draw = np.random.default_rng((args.seed, state.global_step))
-        dataset = train_dataloader.dataset
-        indices = draw.integers(len(dataset), size=args.fisher_images)
-        images = dataset.__getitems__(indices)["pixel_values"].to(args.device)
+        indices = draw.integers(len(self.dataset), size=args.fisher_images)
+        images = self.dataset.__getitems__(indices)["pixel_values"].to(args.device)
         labels = torch.Generator(args.device).manual_seed(int(draw.integers(2**31)))
         getattr(optimizer, "optimizer", optimizer).update_fisher(
             sampled_gradients(unwrap_model(model), images, labels)

@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from . import hub
 from .arguments import DataArguments, Parser
-from .augmentation import AugmentationArguments, AugmentedDigits
+from .augmentation import AugmentationArguments, AugmentedDigits, AugmentedStream
 from .configuration_vit_mnist import VitMnistConfig
 from .data import Digits, load_digits
 from .errors import InputError
@@ -39,6 +39,7 @@ from .metrics import VitMnistMetric
 from .modeling_vit_mnist import VitMnistForImageClassification
 from .optimizers import MAX_PARAMETERS, FisherUpdates, NaturalGradient
 from .runs import RESULTS_FILE, RUN_FILE, prepare_output_dir
+from .streaming import StreamedDigits, stream_digits
 
 
 # accelerate looks for this package four times a step, on the disk.
@@ -47,6 +48,8 @@ accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is
 OUR_OPTIMIZERS = ("adam", "natural_gradient")
 # Those whose steps need nothing but gradients.
 PLAIN_OPTIMIZERS = (*OUR_OPTIMIZERS, "adamw_torch", "adamw_torch_fused", "sgd")
+# Images for what is measured on a part of the training images.
+HEAD = 10_000
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 
@@ -196,7 +199,9 @@ def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClass
 
 
 @torch.no_grad()
-def whiten_patch_embed(model: VitMnistForImageClassification, digits: Digits, num_images: int = 10_000) -> None:
+def whiten_patch_embed(
+    model: VitMnistForImageClassification, digits: Digits | StreamedDigits, num_images: int = HEAD
+) -> None:
     """
     Start the patch embedding as a random rotation of the whitened leading principal components of real patches, so
     that its outputs are uncorrelated, centred and of unit variance: neighbouring pixels are nearly the same, which
@@ -216,7 +221,7 @@ def whiten_patch_embed(model: VitMnistForImageClassification, digits: Digits, nu
         raise InputError(
             f"--whiten_patches needs a hidden size of at most {length}, the pixels of a patch, got {width}."
         )
-    pixel_values = digits.processor.to_pixel_values(digits.images[:num_images])
+    pixel_values = digits.processor.to_pixel_values(digits.head(num_images).images)
     patches = torch.nn.functional.unfold(pixel_values, proj.kernel_size, stride=proj.stride)  # (n, length, patches)
     patches = patches.transpose(1, 2).reshape(-1, length).double()
     variances, components = torch.linalg.eigh(patches.T.cov())  # ascending
@@ -355,7 +360,7 @@ def train(
             _, processor = hub.load_checkpoint(model_args.model_name_or_path)
         else:
             processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
-        digits = load_digits(data_args, processor)
+        digits = (stream_digits if data_args.streaming else load_digits)(data_args, processor)
     if args.wants_push and digits["train"].is_sample and not args.push_sample_model:
         raise InputError(
             "This run uses the kept sample, no match for MNIST, so --push_to_hub is refused: pass --dataset_name for "
@@ -415,14 +420,16 @@ def train(
 
 def make_trainer(
     model: VitMnistForImageClassification,
-    digits: dict[str, Digits],
+    digits: dict[str, Digits | StreamedDigits],
     augmentation: AugmentationArguments,
     args: VitMnistTrainingArguments,
 ) -> VitMnistTrainer:
     """The trainer of a run: its images, metric, progress bar, and what its optimizer needs."""
     train_digits = digits["train"]
+    is_stream = isinstance(train_digits, StreamedDigits)
     if augmentation.is_on:
-        train_digits = AugmentedDigits(train_digits, augmentation, args.seed, count_epochs(args, len(train_digits)))
+        options = augmentation, args.seed, count_epochs(args, len(train_digits))
+        train_digits = (AugmentedStream if is_stream else AugmentedDigits)(train_digits, *options)
     trainer = VitMnistTrainer(
         model=model,
         args=args,
@@ -436,7 +443,11 @@ def make_trainer(
         callbacks=[RunReport()],
     )
     if args.optim == "natural_gradient":
-        trainer.add_callback(FisherUpdates())
+        drawn_from = train_digits
+        if is_stream:  # which has no indices to draw from
+            head = digits["train"].head(HEAD)
+            drawn_from = AugmentedDigits(head, *options) if augmentation.is_on else head
+        trainer.add_callback(FisherUpdates(drawn_from))
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(QuietProgress())
@@ -450,7 +461,7 @@ def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
     return args.max_steps / math.ceil(num_images / args.total_train_batch_size)
 
 
-def measure(trainer: Trainer, digits: dict[str, Digits]) -> dict:
+def measure(trainer: Trainer, digits: dict[str, Digits | StreamedDigits]) -> dict:
     """What the chosen checkpoint does on validation, and, this once, on test; in float32, as it is saved."""
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # off with what --bf16 put around it
     state = trainer.state
@@ -484,7 +495,7 @@ def describe_run(
     data_args: DataArguments,
     augmentation: AugmentationArguments,
     args: VitMnistTrainingArguments,
-    digits: dict[str, Digits],
+    digits: dict[str, Digits | StreamedDigits],
 ) -> dict:
     """Everything that decides how a run turns out: two runs of the same description are the same run."""
     network = json.loads(model.config.to_json_string())
@@ -497,6 +508,8 @@ def describe_run(
     )  # fmt: skip
     data = {name: len(split) for name, split in digits.items()}
     data |= {"source": digits["train"].source, "split_seed": data_args.split_seed}
+    if data_args.streaming:
+        data["streaming"] = True
     start = {"whiten_patches": model_args.whiten_patches}
     if model_args.model_name_or_path:  # a folder by its name alone, since the record goes to the Hub
         folder = Path(model_args.model_name_or_path)

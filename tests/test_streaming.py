@@ -1,0 +1,201 @@
+"""Streams give the same images as memory does, keep what is held out apart, and train and predict."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from modeling_vit_mnist.arguments import DataArguments
+from modeling_vit_mnist.data import load_digits
+from modeling_vit_mnist.errors import InputError
+from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
+from modeling_vit_mnist.streaming import stream_digits
+
+from .conftest import SAMPLE
+
+
+PROCESSOR = VitMnistImageProcessor()
+
+
+def stream(folder=SAMPLE, splits=("train", "validation", "test"), **options):
+    return stream_digits(DataArguments(dataset_name=str(folder), streaming=True, **options), PROCESSOR, splits)
+
+
+def rows(digits) -> list[tuple[bytes, int]]:
+    """Images and labels, comparable one by one."""
+    return [(image.numpy().tobytes(), int(label)) for image, label in zip(digits.images, digits.labels, strict=True)]
+
+
+def all_rows(streamed) -> list[tuple[bytes, int]]:
+    return [row for chunk in streamed.chunks() for row in rows(chunk)]
+
+
+@pytest.fixture
+def shards(sample, tmp_path):
+    """The sample's first 600 digits as three parquet files, sorted by class, which a naive split would trip over."""
+    digits = datasets.load_dataset(str(SAMPLE), split="train").select(range(600)).sort("label")
+    for number in range(3):
+        digits.shard(3, number, contiguous=True).to_parquet(tmp_path / f"train-{number}-of-3.parquet")
+    datasets.load_dataset(str(SAMPLE), split="test").select(range(50)).to_parquet(tmp_path / "test-0-of-1.parquet")
+    return tmp_path
+
+
+def test_test_is_what_memory_holds(sample):
+    streamed = stream()["test"]
+    assert len(streamed) == len(sample["test"]) and streamed.names == sample["test"].names
+    assert all_rows(streamed) == rows(sample["test"])
+    expected = sample["test"].__getitems__(range(3))
+    for index, item in zip(range(3), streamed, strict=False):
+        torch.testing.assert_close(item["pixel_values"], expected["pixel_values"][index], rtol=0, atol=0)
+        assert item["labels"] == expected["labels"][index]
+
+
+def test_every_image_is_on_one_side_in_every_epoch(shards):
+    digits = stream(shards)
+    everything = sorted(rows(load_digits(DataArguments(dataset_name=str(shards)), PROCESSOR, ["train"])["train"]))
+    everything += rows(load_digits(DataArguments(dataset_name=str(shards)), PROCESSOR, ["validation"])["validation"])
+    held_out, orders = rows(digits["validation"]), []
+    for epoch in (0, 1, 0):
+        digits["train"].set_epoch(epoch)
+        orders.append(all_rows(digits["train"]))
+        assert sorted(orders[-1] + held_out) == sorted(everything)
+        assert len(orders[-1]) == len(digits["train"]) and not set(orders[-1]) & set(held_out)
+    assert orders[0] == orders[2] != orders[1]
+    assert len(set(digits["validation"].labels.tolist())) == 10  # though the files are sorted by class
+    assert 30 < len(held_out) < 70  # about a twelfth of 600
+    assert [label for _, label in orders[0]] != sorted(label for _, label in orders[0])
+
+
+def test_what_is_held_out_follows_the_seed_and_the_size_asked_for(shards):
+    seeds = [rows(stream(shards, split_seed=seed)["validation"]) for seed in (0, 0, 1)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    for size in (0.3, 180):
+        digits = stream(shards, validation_size=size)
+        assert 150 < len(digits["validation"]) < 210
+        assert len(digits["validation"]) + len(digits["train"]) == 600
+    with pytest.raises(InputError, match="600 of 600 images cannot be set aside"):
+        stream(shards, validation_size=600)
+
+
+def test_without_a_test_split_train_gives_one_up(shards):
+    (shards / "test-0-of-1.parquet").unlink()
+    digits = stream(shards)
+    parts = [all_rows(digits["train"]), rows(digits["validation"]), all_rows(digits["test"])]
+    assert sum(map(len, parts)) == 600 and 70 < len(parts[2]) < 130
+    assert len(set().union(*parts)) == 600
+
+
+def test_limits(shards):
+    digits = stream(shards, max_train_samples=40, max_eval_samples=7)
+    assert [len(digits[split]) for split in ("train", "validation", "test")] == [40, 7, 7]
+    digits["train"].set_epoch(1)
+    first = all_rows(digits["train"])
+    digits["train"].set_epoch(2)
+    assert sorted(first) == sorted(all_rows(digits["train"])) and len(first) == 40
+
+
+def test_other_formats_and_text_labels(tmp_path):
+    labels = ["cat", "dog"] * 10
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    features = datasets.Features({"picture": datasets.Array2D((28, 28), "uint8"), "kind": datasets.Value("string")})
+    saved = datasets.Dataset.from_dict({"picture": images, "kind": labels}, features)
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "saved")
+    digits = stream(tmp_path / "saved", label_column_name="kind", validation_size=0.3)
+    assert digits["test"].names == ["cat", "dog"]
+    (chunk,) = digits["test"].chunks()
+    np.testing.assert_array_equal(chunk.images, images)
+    assert chunk.labels.tolist() == [0, 1] * 10
+    alone = stream(tmp_path / "saved", ["test"], label_column_name="kind")["test"]
+    assert all_rows(alone) == rows(chunk)
+
+
+def test_workers_do_not_repeat_images(shards):
+    loader = torch.utils.data.DataLoader(stream(shards)["test"], batch_size=16, num_workers=2)
+    assert sum(len(batch["labels"]) for batch in loader) == 50
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Folders of twenty digits each: in one an image is none, in the other a label is out of range."""
+    good = datasets.load_dataset(str(SAMPLE), split="test").select(range(20))
+    good = good.cast_column("image", datasets.Image(decode=False))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images, labels = list(good["image"]), list(good["label"])
+    for name in ("image", "label"):
+        rows = {"image": list(images), "label": list(labels)}
+        if name == "image":
+            rows["image"][3] = {"bytes": b"no image", "path": "3.png"}
+        else:
+            rows["label"][5] = 12
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / name / "test-0-of-1.parquet")
+    return tmp_path
+
+
+def test_bad_images_and_labels_are_named(spoilt):
+    image = stream(spoilt / "image", ["test"])["test"]
+    with pytest.raises(InputError, match=r"3\.png cannot be read.*--skip_bad_images"):
+        list(image)
+    assert len(list(stream(spoilt / "image", ["test"], skip_bad_images=True)["test"])) == 19
+    with pytest.raises(InputError, match="Label 12 of image 5 of the test split is out of range"):
+        list(stream(spoilt / "label", ["test"])["test"])
+
+
+TRAIN = (
+    "run_train.py", "--streaming", "--dataset_name", SAMPLE, "--num_train_epochs", 2, "--max_train_samples", 700,
+    "--max_eval_samples", 100, "--whiten_patches",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["fast", "adam"])
+def test_trains_and_resumes(recipe, run_script, tmp_path):
+    """With everything that the in-memory path has; the run goes on after its first half as if it never stopped."""
+    from safetensors.torch import load_file
+
+    warps = (
+        "--max_shift",
+        1,
+        "--warp",
+        1,
+        "--warmup_steps",
+        2,
+        "--save_strategy",
+        "epoch",
+        "--eval_strategy",
+        "epoch",
+    )
+    options = (*TRAIN, "--recipe", f"configs/{recipe}.yaml", *warps, "--keep_checkpoints")
+    whole = run_script(*options, "--output_dir", tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    assert "700 train, 100 validation, 100 test images" in whole.out
+    (tmp_path / "again").mkdir()
+    first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    first.rename(tmp_path / "again" / first.name)
+    (tmp_path / "again" / "run.json").write_bytes((tmp_path / "whole" / "run.json").read_bytes())
+    again = run_script(*options, "--output_dir", tmp_path / "again")
+    assert again.code == 0 and "Resuming from" in again.out, again.err
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_predicts(run_script, tmp_path):
+    outputs = []
+    for flag in ((), ("--streaming",)):
+        for suffix in ("jsonl", "csv", "parquet"):
+            output = tmp_path / f"{len(outputs)}.{suffix}"
+            done = run_script(
+                "run_inference.py", "--dataset_name", SAMPLE, "--num_samples", 0, "--batch_size", 128, "--top_k", 2,
+                "--output", output, *flag,
+            )  # fmt: skip
+            assert done.code == 0, done.err
+            lines = [line for line in done.out.splitlines() if line.startswith("Idx")]
+            outputs.append((lines, output))
+    assert all(lines == outputs[0][0] and len(lines) == 1000 for lines, _ in outputs)
+    for memory, streamed in zip(outputs[:2], outputs[3:5], strict=True):
+        assert memory[1].read_text() == streamed[1].read_text()
+    tables = [datasets.Dataset.from_parquet(str(outputs[at][1])).to_list() for at in (2, 5)]
+    assert tables[0] == tables[1] and len(tables[0]) == 1000
+
+
+def test_views_hold_images_in_memory(run_script, tmp_path):
+    done = run_script("run_visualize.py", "data", "--streaming", "--output_dir", tmp_path)
+    assert done.code == 2 and "--streaming" in done.err
