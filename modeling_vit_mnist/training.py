@@ -188,9 +188,13 @@ def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClass
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     attention = {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.model_name_or_path:
-        if fields := args.config_fields():
-            raise InputError(f"--{next(iter(fields))} cannot be changed for the checkpoint {args.model_name_or_path}.")
         model, _ = hub.load_checkpoint(args.model_name_or_path, ignore_mismatched_sizes=True, **labels, **attention)
+        for name, value in args.config_fields().items():
+            if value != getattr(model.config, name):
+                raise InputError(
+                    f"--{name} {value} is not what the checkpoint {args.model_name_or_path} has, "
+                    f"{getattr(model.config, name)}, and cannot be changed."
+                )
         return model
     try:
         return VitMnistForImageClassification(VitMnistConfig(**args.config_fields(), **labels, **attention))

@@ -287,7 +287,8 @@ def test_whitened_patches_are_uncorrelated_and_centred(sample):
 
 def test_fine_tuning_starts_from_the_checkpoint(finished, tmp_path):
     model_args, *_ = arguments(tmp_path, f"--model_name_or_path={finished[0]}")
-    model = training.build_model(training.ModelArguments(model_name_or_path=model_args.model_name_or_path), ["a", "b"])
+    assert model_args.hidden_size == 8  # a recipe may say what the checkpoint has
+    model = training.build_model(model_args, ["a", "b"])
     assert model.config.id2label == {0: "a", 1: "b"} and model.head.weight.shape == (2, 8)
     assert torch.equal(model.vit.pos_embed, weights(finished[0])["vit.pos_embed"])
 
@@ -340,6 +341,10 @@ def test_the_default_recipe_is_tiny_and_flags_win(tmp_path):
         (["--output_dir", "/dev/null/x"], "folder /dev/null/x cannot be written"),
         (["--dataset_name", "/nowhere"], "no dataset folder '/nowhere'"),
         (["--model_name_or_path", "/nowhere"], "no checkpoint folder '/nowhere'"),
+        (
+            ["--model_name_or_path", str(ROOT / "vit-mnist-small")],
+            "--hidden_size 8 is not what the checkpoint .*vit-mnist-small has, 48, and cannot be changed",
+        ),
         (["--push_to_hub"], "kept sample.*--push_to_hub is refused"),
         (["--resume_from_checkpoint", "/nowhere"], "no complete checkpoint: config.json is missing"),
     ],
