@@ -48,6 +48,17 @@ def test_every_training_command_parses():
         parse_arguments(command[command.index("run_train.py") + 1 :])
 
 
+def test_every_row_of_works_with_names_tests():
+    table = README.split("## Works with")[1].split("\n## ")[0]
+    rows = re.findall(r"^\|.*\| `pytest ([^`]+)` \|$", table, flags=re.MULTILINE)
+    assert len(rows) == table.count("\n|") - 2 >= 12  # without the head of the table
+    for row in rows:
+        files, _, keywords = row.partition(" -k ")
+        tests = "\n".join((ROOT / file).read_text("utf-8") for file in files.split())
+        for keyword in keywords.strip('"').split(" or "):
+            assert re.search(rf"^def test_\w*{keyword}", tests, flags=re.MULTILINE), row
+
+
 @pytest.mark.parametrize("script", ["run_train.py", "run_inference.py", "run_visualize.py", "run_export.py"])
 def test_scripts_explain_themselves(script, run_script):
     done = run_script(script, "--help")
