@@ -4,11 +4,12 @@ Training speed of four ways to train the same network, side by side: images per 
     python benchmarks/training.py                     # every way at batch 256
     python benchmarks/training.py --own_batch_sizes   # every way at the batch size it comes with
     OMP_NUM_THREADS=1 python benchmarks/training.py --ways package two         # one process against two
-    python benchmarks/training.py --ways package bare --images 6000 60000 600000  # does the cost per image stay?
+    python benchmarks/training.py --ways package streaming --images 6000 60000 600000  # do cost and memory stay?
 
 package   `run_train.py`'s own path, with Adam (configs/adam.yaml), without validation and checkpoints
 natural   the same with the default recipe: warped images, natural gradient, an update of its matrix in 200 steps
 bare      a plain PyTorch loop over normalised images in memory, same network, Adam: the limit of the framework
+streaming `package` with --streaming
 two       `package` in two processes by accelerate, half the batch in each
 stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
 original  a DataLoader that makes every image a tensor and normalises it, same network, Adam
@@ -34,6 +35,8 @@ from accuracy import describe_machine
 ROOT = Path(__file__).resolve().parents[1]
 OWN_BATCH_SIZES = {
     "package": 256,
+    "streaming": 256,
+    "natural": 256,
     "two": 256,
     "bare": 256,
     "stock": 8,
@@ -63,7 +66,10 @@ def load(args: argparse.Namespace):
     from modeling_vit_mnist import VitMnistImageProcessor
     from modeling_vit_mnist.arguments import DataArguments
     from modeling_vit_mnist.data import load_digits
+    from modeling_vit_mnist.streaming import stream_digits
 
+    if args.measure == "streaming":
+        return stream_digits(DataArguments(dataset_name=args.dataset_name, streaming=True), VitMnistImageProcessor())
     digits = load_digits(DataArguments(dataset_name=args.dataset_name), VitMnistImageProcessor())
     if args.images:
         digits["train"] = digits["train"].select(torch.arange(args.images[0]) % len(digits["train"]))
@@ -188,7 +194,22 @@ def original(args: argparse.Namespace, flags: list[str]) -> float:
     return loop(lambda: loader, args)
 
 
-WAYS = {"package": package, "natural": natural, "two": package, "bare": bare, "stock": stock, "original": original}
+WAYS = {
+    "package": package, "natural": natural, "streaming": package, "two": package, "bare": bare, "stock": stock,
+    "original": original,
+}  # fmt: skip
+
+
+def write_dataset(folder: Path, name: str, num_images: int) -> str:
+    """A folder of so many training images, those of `name` over and over again, in files of as many as it has."""
+    import datasets
+
+    train = datasets.load_dataset(name, split="train")
+    for number, start in enumerate(range(0, num_images, len(train))):
+        part = train.select(range(min(len(train), num_images - start)))
+        part.to_parquet(folder / str(num_images) / f"train-{number:03}.parquet")
+    train.select(range(1000)).to_parquet(folder / str(num_images) / "test-000.parquet")
+    return str(folder / str(num_images))
 
 
 def compare(over: list[dict], under: list[dict]) -> str:
@@ -215,7 +236,16 @@ def main() -> None:
         print("\n" + json.dumps({"speed": speed, "peak": peak}))
         return
 
+    with tempfile.TemporaryDirectory() as folder:
+        run_rounds(args, Path(folder))
+
+
+def run_rounds(args: argparse.Namespace, folder: Path) -> None:
     cases = [(way, images) for images in args.images or [None] for way in args.ways]
+    name = args.dataset_name or os.environ["VIT_MNIST_DATASET"]
+    written = {}
+    if "streaming" in args.ways:
+        written = {images: write_dataset(folder, name, images) for images in args.images or []}
     results = {case: [] for case in cases}
     for number in range(args.rounds):
         for way, images in cases:
@@ -224,6 +254,7 @@ def main() -> None:
             command = [*(LAUNCH if way == "two" else []), __file__, *sys.argv[1:], f"--measure={way}"]
             command.append(f"--batch_size={batch_size // 2 if way == 'two' else batch_size}")
             command += ["--images", str(images)] if images else []
+            command += ["--dataset_name", written[images]] if way == "streaming" and images else []
             done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
             results[way, images].append(json.loads(done.stdout.splitlines()[-1]) | {"batch_size": batch_size})
 

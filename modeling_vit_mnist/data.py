@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -279,9 +279,10 @@ def _decode(
     with tqdm(total=len(dataset), desc=f"Decode {split}", unit=" images", leave=False, disable=None) as progress:
         for start in range(0, len(dataset), 2000):
             chunk = column[start : start + 2000][image_column]
-            decoded, indices = decode_images(chunk, start, split, processor, args.skip_bad_images)
+            numbers = range(start, start + len(chunk))
+            decoded, indices = decode_images(chunk, numbers, f"the {split} split", processor, args.skip_bad_images)
             frames.append(decoded)
-            kept += [start + index for index in indices]
+            kept += [numbers[index] for index in indices]
             progress.update(len(chunk))
     if not kept:
         raise InputError(f"No image of the {split} split of {source} can be read.")
@@ -309,15 +310,15 @@ def encoded(dataset, image_column: str):
 
 
 def decode_images(
-    items: list, start: int, split: str, processor: VitMnistImageProcessor, skip_bad_images: bool
+    items: list, numbers: Sequence[int], place: str, processor: VitMnistImageProcessor, skip_bad_images: bool
 ) -> tuple[torch.Tensor, list[int]]:
     """
     Frames of some images of a split, and which of them could be read.
 
     Args:
         items: Image files, as `datasets.Image(decode=False)` gives them, or arrays.
-        start: Number of the first in the split, for messages.
-        split: Name of the split, for messages.
+        numbers: Where in `place` they stand, for messages.
+        place: The split, or the part of it, that they come from.
         processor ([`VitMnistImageProcessor`]): Makes the frames.
         skip_bad_images: Leave out what cannot be read, with a warning.
 
@@ -328,17 +329,19 @@ def decode_images(
         InputError: an image cannot be read; the message names it.
     """
     images, kept = [], []
-    for index, item in enumerate(items):
+    for index, (item, number) in enumerate(zip(items, numbers, strict=True)):
         try:
             images.append(_open_image(item) if isinstance(item, dict) else np.asarray(item))
             kept.append(index)
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            where = item.get("path") or f"image {start + index} of the {split} split"
+            where = item.get("path") or f"image {number} of {place}"
             if not skip_bad_images:
                 raise InputError(
                     f"{where} cannot be read: {error}. Pass --skip_bad_images to go on without such images."
                 ) from error
             logger.warning("Skipped %s, which cannot be read: %s", where, error)
+    if not images:
+        return torch.empty(0, processor.size["height"], processor.size["width"], dtype=torch.uint8), kept
     frames = processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
     return frames[:, 0], kept
 
@@ -371,7 +374,7 @@ def _read_labels(
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"The column {column!r} must hold one integer or string per image, got {kind}.")
     names = class_names(kind, num_labels)
-    check_labels(labels, names, 0, split)
+    check_labels(labels, names, 0, f"the {split} split")
     return labels.astype(np.int64), names
 
 
@@ -380,15 +383,15 @@ def class_names(kind: datasets.Features, num_labels: int | None) -> list[str]:
     return kind.names if isinstance(kind, datasets.ClassLabel) else [str(label) for label in range(num_labels or 10)]
 
 
-def check_labels(labels: np.ndarray, names: list[str], start: int, split: str) -> None:
+def check_labels(labels: np.ndarray, names: list[str], start: int, place: str) -> None:
     """
     Raises:
-        InputError: one of the labels, the first of them number `start` in its split, is no class.
+        InputError: one of the labels, the first of them number `start` in its place, is no class.
     """
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if outside.size:
         raise InputError(
-            f"Label {labels[outside[0]]} of image {start + outside[0]} of the {split} split is out of range: there "
+            f"Label {labels[outside[0]]} of image {start + outside[0]} of {place} is out of range: there "
             f"are {len(names)} classes, 0 to {len(names) - 1}."
         )
 

@@ -9,7 +9,7 @@ same however the stream is shuffled, and copies of an image never lie on both si
 import functools
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import datasets
@@ -23,8 +23,9 @@ from .errors import InputError
 from .image_processing_vit_mnist import VitMnistImageProcessor
 
 
-CHUNK = 1000  # images that are decoded at a time
-SHUFFLE_BUFFER = 10_000  # encoded images among which the next one is drawn
+CHUNK = 1000  # images that are read at a time
+SHUFFLE_BUFFER = 50_000  # frames among which the next ones are drawn: all of MNIST's size, and 40 MB
+MAX_SHARDS = 1000  # files whose order is shuffled, too
 MAX_VALIDATION = 5_000
 
 
@@ -39,7 +40,11 @@ class StreamedDigits(torch.utils.data.IterableDataset):
         names (`list[str]`): The classes' names.
         processor ([`VitMnistImageProcessor`]): Makes frames of images, and `pixel_values` of frames.
         source (`str`): Where the images come from, fit for print.
+        hash_range (`tuple[int, int]`): Only images whose hash lies in it, out of 2**32, belong to the split.
+        seed (`int`): Of the hashes and, with the epoch, of the shuffling.
+        is_shuffled (`bool`): Whether the images come in another order in every epoch.
         skip_bad_images (`bool`): Leave out images that cannot be read.
+        limit (`int`, *optional*): Take only so many, the first.
         num_images (`int`, *optional*): How many there are, where they have been counted.
     """
 
@@ -48,8 +53,13 @@ class StreamedDigits(torch.utils.data.IterableDataset):
     names: list[str]
     processor: VitMnistImageProcessor
     source: str
+    hash_range: tuple[int, int] = (0, 2**32)
+    seed: int = 0
+    is_shuffled: bool = False
     skip_bad_images: bool = False
+    limit: int | None = None
     num_images: int | None = None
+    epoch: int = 0
 
     is_sample = Digits.is_sample
 
@@ -59,12 +69,16 @@ class StreamedDigits(torch.utils.data.IterableDataset):
         return self.num_images
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle anew, where the stream is shuffled; accelerate's data loaders call this at the start of an epoch."""
-        self.stream.set_epoch(epoch)
+        """Shuffle anew; accelerate's data loaders call this at the start of an epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Image by image: `pixel_values` (1, height, width) and `labels` ()."""
+        return iterate(self.chunks())
 
     def chunks(self) -> Iterator[Digits]:
         """
-        The images in memory, a thousand at a time.
+        The images in memory, about a thousand at a time.
 
         Raises:
             InputError: a corrupt image, unless those are skipped, or a label out of range.
@@ -72,22 +86,9 @@ class StreamedDigits(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         if worker is not None and worker.id > 0:
             return  # the first worker reads it all, or every image would come once per worker
-        start = 0
-        for rows in self.stream.iter(batch_size=CHUNK):
-            labels = np.asarray(rows["label"])
-            if labels.dtype.kind in "USO":  # text
-                numbers = {name: number for number, name in enumerate(self.names)}
-                labels = np.array([numbers[label] for label in labels])
-            check_labels(labels, self.names, start, self.split)
-            frames, kept = decode_images(rows["image"], start, self.split, self.processor, self.skip_bad_images)
-            start += len(labels)
-            yield Digits(
-                frames, torch.from_numpy(labels.astype(np.int64))[kept], self.names, self.processor, self.source
-            )
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Image by image: `pixel_values` (1, height, width) and `labels` ()."""
-        return iterate(self.chunks())
+        draw = np.random.default_rng((self.seed, self.epoch))
+        chunks = self._read(draw)
+        yield from _shuffle(chunks, draw) if self.is_shuffled else chunks
 
     def head(self, limit: int | None = None) -> Digits:
         """The first images, or all of them, in memory."""
@@ -97,8 +98,67 @@ class StreamedDigits(torch.utils.data.IterableDataset):
             total += len(chunk)
             if limit is not None and total >= limit:
                 break
-        images, labels = torch.cat([chunk.images for chunk in taken]), torch.cat([chunk.labels for chunk in taken])
-        return Digits(images[:limit], labels[:limit], self.names, self.processor, self.source)
+        return _join(taken).select(slice(limit))
+
+    def _read(self, draw: np.random.Generator) -> Iterator[Digits]:
+        """Chunks file by file, in shuffled order where images are shuffled and not only the first are wanted."""
+        shards = self.stream.num_shards
+        left = self.limit
+        if not self.is_shuffled or left is not None or not 1 < shards <= MAX_SHARDS:
+            parts = [(f"the {self.split} split", self.stream)]
+        else:
+            parts = [
+                (f"file {index} of the {self.split} split", self.stream.shard(shards, index))
+                for index in draw.permutation(shards).tolist()
+            ]
+        for place, stream in parts:
+            start = 0
+            for rows in stream.iter(batch_size=CHUNK):
+                digits = self._decode(rows["image"], rows["label"], start, place).select(slice(left))
+                start += len(rows["label"])
+                if len(digits):
+                    yield digits
+                if left is not None:
+                    left -= len(digits)
+                    if left == 0:
+                        return
+
+    def _decode(self, images: list, labels: list, start: int, place: str) -> Digits:
+        labels = np.asarray(labels)
+        if labels.dtype.kind in "USO":  # text
+            numbers = {name: number for number, name in enumerate(self.names)}
+            labels = np.array([numbers[label] for label in labels])
+        check_labels(labels, self.names, start, place)
+        low, high = self.hash_range
+        inside = range(len(images))
+        if high - low < 2**32:
+            inside = [index for index, image in enumerate(images) if low <= hash_image(image, self.seed) < high]
+        chosen, numbers = [images[index] for index in inside], [start + index for index in inside]
+        frames, kept = decode_images(chosen, numbers, place, self.processor, self.skip_bad_images)
+        labels = torch.from_numpy(labels.astype(np.int64))[inside][kept]
+        return Digits(frames, labels, self.names, self.processor, self.source)
+
+
+def _join(chunks: list[Digits]) -> Digits:
+    images, labels = ([getattr(chunk, name) for chunk in chunks] for name in ("images", "labels"))
+    return replace(chunks[0], images=torch.cat(images), labels=torch.cat(labels))
+
+
+def _shuffle(chunks: Iterable[Digits], draw: np.random.Generator) -> Iterator[Digits]:
+    """Fill a buffer, then give as many images drawn from it as come in; the rest in the end."""
+    waiting, total = [], 0
+    for chunk in chunks:
+        waiting.append(chunk)
+        total += len(chunk)
+        if total >= SHUFFLE_BUFFER + CHUNK:
+            buffer = _join(waiting)
+            order = torch.from_numpy(draw.permutation(total))
+            yield buffer.select(order[: total - SHUFFLE_BUFFER])
+            waiting, total = [buffer.select(order[total - SHUFFLE_BUFFER :])], SHUFFLE_BUFFER
+    if waiting:
+        buffer = _join(waiting)
+        for indices in torch.from_numpy(draw.permutation(total)).split(CHUNK):
+            yield buffer.select(indices)
 
 
 def iterate(chunks: Iterable[Digits]) -> Iterator[dict[str, torch.Tensor]]:
@@ -141,23 +201,20 @@ def stream_digits(
 
     digits = {}
     for split, origin in origins.items():
-        raw_split = raw_splits[origin]
-        stream, count = raw_split.stream, None
+        raw_split, hash_range, count = raw_splits[origin], (0, 2**32), None
+        limit = args.max_train_samples if split == "train" else args.max_eval_samples
         if len(splits) > 1 or (origin == "train" and held_out):
             hashes = raw_split.survey.hashes
-            low, high = _share(split, held_out, len(hashes), args) if origin == "train" else (0, 2**32)
-            inside = (hashes >= low) & (hashes < high)
-            count = int(inside.sum())
+            if origin == "train":
+                hash_range = _share(split, held_out, len(hashes), args)
+            count = int(((hashes >= hash_range[0]) & (hashes < hash_range[1])).sum())
             if count == 0:
                 raise InputError(f"The {split} split of {source} is empty.")
-            if count < len(hashes):
-                stream = stream.filter(functools.partial(_is_inside, low=low, high=high, seed=args.split_seed))
-        limit = args.max_train_samples if split == "train" else args.max_eval_samples
-        if limit is not None:
-            stream, count = stream.take(limit), count and min(limit, count)
-        if split == "train":
-            stream = stream.shuffle(seed=args.split_seed, buffer_size=SHUFFLE_BUFFER)
-        digits[split] = StreamedDigits(stream, split, raw_split.names, processor, source, args.skip_bad_images, count)
+            count = min(count, limit or count)
+        digits[split] = StreamedDigits(
+            raw_split.stream, split, raw_split.names, processor, source, hash_range, args.split_seed,
+            split == "train", args.skip_bad_images, limit, count,
+        )  # fmt: skip
     if "validation" in digits:
         digits["validation"] = digits["validation"].head()
     return digits
@@ -199,7 +256,7 @@ class _RawSplit:
                 elif labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
                     raise InputError(f"The labels must be one integer or string per image, got {rows['label'][0]!r}.")
                 else:
-                    check_labels(labels, self.known_names, total, self.split)
+                    check_labels(labels, self.known_names, total, f"the {self.split} split")
                 hashes.append(np.array([hash_image(image, self.seed) for image in rows["image"]], np.uint32))
                 total += len(labels)
                 progress.update(len(labels))
@@ -225,7 +282,3 @@ def hash_image(image: dict | np.ndarray, seed: int) -> int:
     if not isinstance(image, dict):
         return zlib.crc32(np.ascontiguousarray(image), seed)
     return zlib.crc32(image["path"].encode() if image["bytes"] is None else image["bytes"], seed)
-
-
-def _is_inside(row: dict, low: int, high: int, seed: int) -> bool:
-    return low <= hash_image(row["image"], seed) < high

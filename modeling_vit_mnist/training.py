@@ -283,8 +283,11 @@ class VitMnistTrainer(Trainer):
         return loss.detach()
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """Counted only where batches are put together; the mean over a single one needs no count."""
-        if len(batch_samples) == 1 and self.args.world_size == 1:
+        """
+        Counted only where batches are put together. The mean over a single one needs no count, and neither does the
+        mean over processes, whose batches are filled up to the same size: that spares them a message at every step.
+        """
+        if len(batch_samples) == 1 and self.accelerator.even_batches:
             return None
         return super()._get_num_items_in_batch(batch_samples, device)
 
