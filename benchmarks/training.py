@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from accuracy import describe_machine
@@ -69,7 +70,8 @@ def load(args: argparse.Namespace):
     from modeling_vit_mnist.streaming import stream_digits
 
     if args.measure == "streaming":
-        return stream_digits(DataArguments(dataset_name=args.dataset_name, streaming=True), VitMnistImageProcessor())
+        digits = stream_digits(DataArguments(dataset_name=args.dataset_name, streaming=True), VitMnistImageProcessor())
+        return digits | {"train": replace(digits["train"], shuffle_seed=0)}
     digits = load_digits(DataArguments(dataset_name=args.dataset_name), VitMnistImageProcessor())
     if args.images:
         digits["train"] = digits["train"].select(torch.arange(args.images[0]) % len(digits["train"]))

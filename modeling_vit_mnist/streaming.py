@@ -41,8 +41,8 @@ class StreamedDigits(torch.utils.data.IterableDataset):
         processor ([`VitMnistImageProcessor`]): Makes frames of images, and `pixel_values` of frames.
         source (`str`): Where the images come from, fit for print.
         hash_range (`tuple[int, int]`): Only images whose hash lies in it, out of 2**32, belong to the split.
-        seed (`int`): Of the hashes and, with the epoch, of the shuffling.
-        is_shuffled (`bool`): Whether the images come in another order in every epoch.
+        hash_seed (`int`): Of the hashes.
+        shuffle_seed (`int`, *optional*): With the epoch, decides the order of the images; else it is the files'.
         skip_bad_images (`bool`): Leave out images that cannot be read.
         limit (`int`, *optional*): Take only so many, the first.
         num_images (`int`, *optional*): How many there are, where they have been counted.
@@ -54,8 +54,8 @@ class StreamedDigits(torch.utils.data.IterableDataset):
     processor: VitMnistImageProcessor
     source: str
     hash_range: tuple[int, int] = (0, 2**32)
-    seed: int = 0
-    is_shuffled: bool = False
+    hash_seed: int = 0
+    shuffle_seed: int | None = None
     skip_bad_images: bool = False
     limit: int | None = None
     num_images: int | None = None
@@ -86,9 +86,11 @@ class StreamedDigits(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         if worker is not None and worker.id > 0:
             return  # the first worker reads it all, or every image would come once per worker
-        draw = np.random.default_rng((self.seed, self.epoch))
-        chunks = self._read(draw)
-        yield from _shuffle(chunks, draw) if self.is_shuffled else chunks
+        if self.shuffle_seed is None:
+            yield from self._read(None)
+        else:
+            draw = np.random.default_rng((self.shuffle_seed, self.epoch))
+            yield from _shuffle(self._read(draw), draw)
 
     def head(self, limit: int | None = None) -> Digits:
         """The first images, or all of them, in memory."""
@@ -98,13 +100,15 @@ class StreamedDigits(torch.utils.data.IterableDataset):
             total += len(chunk)
             if limit is not None and total >= limit:
                 break
+        if not taken:
+            raise InputError(f"No image of the {self.split} split of {self.source} can be read.")
         return _join(taken).select(slice(limit))
 
-    def _read(self, draw: np.random.Generator) -> Iterator[Digits]:
-        """Chunks file by file, in shuffled order where images are shuffled and not only the first are wanted."""
+    def _read(self, draw: np.random.Generator | None) -> Iterator[Digits]:
+        """Chunks file by file, in an order that is drawn, where images are shuffled and not only the first wanted."""
         shards = self.stream.num_shards
         left = self.limit
-        if not self.is_shuffled or left is not None or not 1 < shards <= MAX_SHARDS:
+        if draw is None or left is not None or not 1 < shards <= MAX_SHARDS:
             parts = [(f"the {self.split} split", self.stream)]
         else:
             parts = [
@@ -132,7 +136,7 @@ class StreamedDigits(torch.utils.data.IterableDataset):
         low, high = self.hash_range
         inside = range(len(images))
         if high - low < 2**32:
-            inside = [index for index, image in enumerate(images) if low <= hash_image(image, self.seed) < high]
+            inside = [index for index, image in enumerate(images) if low <= hash_image(image, self.hash_seed) < high]
         chosen, numbers = [images[index] for index in inside], [start + index for index in inside]
         frames, kept = decode_images(chosen, numbers, place, self.processor, self.skip_bad_images)
         labels = torch.from_numpy(labels.astype(np.int64))[inside][kept]
@@ -184,8 +188,7 @@ def stream_digits(
         splits: Names out of "train", "validation" and "test".
 
     Returns:
-        `dict`: [`StreamedDigits`], of which `train` is shuffled anew in every epoch; `validation`, which is gone
-        through again and again, as [`Digits`].
+        `dict`: [`StreamedDigits`]; `validation`, which is gone through again and again, as [`Digits`].
 
     Raises:
         InputError: the dataset or a column is missing, empty or unreadable, or a label is out of range.
@@ -213,7 +216,7 @@ def stream_digits(
             count = min(count, limit or count)
         digits[split] = StreamedDigits(
             raw_split.stream, split, raw_split.names, processor, source, hash_range, args.split_seed,
-            split == "train", args.skip_bad_images, limit, count,
+            skip_bad_images=args.skip_bad_images, limit=limit, num_images=count,
         )  # fmt: skip
     if "validation" in digits:
         digits["validation"] = digits["validation"].head()

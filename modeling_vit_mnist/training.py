@@ -368,6 +368,8 @@ def train(
         else:
             processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
         digits = (stream_digits if data_args.streaming else load_digits)(data_args, processor)
+    if data_args.streaming:
+        digits["train"] = dataclasses.replace(digits["train"], shuffle_seed=args.seed)
     if args.wants_push and digits["train"].is_sample and not args.push_sample_model:
         raise InputError(
             "This run uses the kept sample, no match for MNIST, so --push_to_hub is refused: pass --dataset_name for "

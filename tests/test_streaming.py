@@ -1,5 +1,7 @@
 """Streams give the same images as memory does, keep what is held out apart, and train and predict."""
 
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ PROCESSOR = VitMnistImageProcessor()
 
 
 def stream(folder=SAMPLE, splits=("train", "validation", "test"), **options):
-    return stream_digits(DataArguments(dataset_name=str(folder), streaming=True, **options), PROCESSOR, splits)
+    digits = stream_digits(DataArguments(dataset_name=str(folder), streaming=True, **options), PROCESSOR, splits)
+    if "train" in digits:
+        digits["train"] = replace(digits["train"], shuffle_seed=0)
+    return digits
 
 
 def rows(digits) -> list[tuple[bytes, int]]:
@@ -65,6 +70,10 @@ def test_every_image_is_on_one_side_in_every_epoch(shards, monkeypatch, buffer):
         assert sorted(orders[-1] + held_out) == sorted(everything)
         assert len(orders[-1]) == len(digits["train"]) and not set(orders[-1]) & set(held_out)
     assert orders[0] == orders[2] != orders[1]
+    assert all_rows(replace(digits["train"], shuffle_seed=1, epoch=0)) != orders[0]
+    assert [label for _, label in all_rows(replace(digits["train"], shuffle_seed=None))] == sorted(
+        label for _, label in orders[0]
+    )
     assert len(set(digits["validation"].labels.tolist())) == 10  # though the files are sorted by class
     assert 30 < len(held_out) < 70  # about a twelfth of 600
     labels = [label for _, label in orders[0]]
