@@ -235,7 +235,8 @@ def main() -> None:
     if args.measure:
         speed = WAYS[args.measure](args, flags)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # MiB on Linux
-        print("\n" + json.dumps({"speed": speed, "peak": peak}))
+        if os.environ.get("RANK", "0") == "0":  # two processes would print into each other's lines
+            print("\n" + json.dumps({"speed": speed, "peak": peak}))
         return
 
     with tempfile.TemporaryDirectory() as folder:

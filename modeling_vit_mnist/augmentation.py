@@ -92,13 +92,29 @@ def warp_images(
     unshear = torch.stack([torch.stack([one, lean], 1), torch.stack([zero, one], 1)], 1)
     inverse = unshear @ unscale @ unturn  # (b, 2, 2), in pixels
     origin = -(inverse @ shift.unsqueeze(2))  # (b, 2, 1)
-    theta = torch.cat([inverse * half / half.unsqueeze(1), origin / half.unsqueeze(1)], dim=2)  # in half images
-    grid = F.affine_grid(theta, [len(images), 1, height, width], align_corners=False)  # (b, height, width, 2)
+    # In half images, as `grid_sample` has it, pixel centres from -1 + 1/n to 1 - 1/n. Columns and rows are warped
+    # apart and added, which is faster than `affine_grid`.
+    inverse = inverse * half / half.unsqueeze(1)
+    columns, rows = (
+        torch.arange(1 - size, size, 2, device=images.device).view(-1, 1) / size for size in (width, height)
+    )
+    across = columns * inverse[:, :, 0].unsqueeze(1)  # (b, width, 2)
+    down = rows * inverse[:, :, 1].unsqueeze(1) + (origin[:, :, 0] / half).unsqueeze(1)  # (b, height, 2)
+    grid = across.unsqueeze(1) + down.unsqueeze(2)  # (b, height, width, 2)
     if displacement is not None:
-        smooth = F.interpolate(displacement, size=(height, width), mode="bicubic", align_corners=True)
-        grid = grid + smooth.permute(0, 2, 3, 1) / half
+        vertical, horizontal = (
+            _bicubic_matrix(displacement.shape[axis], size, images.device) for axis, size in ((2, height), (3, width))
+        )
+        smooth = (displacement @ horizontal.T).mT @ vertical.T  # (b, 2, width, height)
+        grid = grid + smooth.permute(0, 3, 2, 1) / half
     warped = F.grid_sample(images.unsqueeze(1).to(grid.dtype), grid, align_corners=False)[:, 0]
     return warped if images.is_floating_point() else warped.round_().to(images.dtype)
+
+
+def _bicubic_matrix(points: int, size: int, device: torch.device) -> torch.Tensor:
+    """Bicubic interpolation of `points` values to `size`, as a matrix, which is faster than `interpolate` itself."""
+    identity = torch.eye(points, device=device).view(1, 1, points, points)
+    return F.interpolate(identity, size=(size, points), mode="bicubic", align_corners=True)[0, 0]
 
 
 def draw_warps(args: AugmentationArguments, num_images: int, key: tuple[int, ...]) -> dict[str, torch.Tensor]:

@@ -148,21 +148,23 @@ def _join(chunks: list[Digits]) -> Digits:
     return replace(chunks[0], images=torch.cat(images), labels=torch.cat(labels))
 
 
-def _shuffle(chunks: Iterable[Digits], draw: np.random.Generator) -> Iterator[Digits]:
-    """Fill a buffer, then give as many images drawn from it as come in; the rest in the end."""
-    waiting, total = [], 0
+def _shuffle(chunks: Iterator[Digits], draw: np.random.Generator) -> Iterator[Digits]:
+    """Fill a buffer, then let every chunk change places with images drawn from it; give the rest in the end."""
+    first, total = [], 0
     for chunk in chunks:
-        waiting.append(chunk)
+        first.append(chunk)
         total += len(chunk)
-        if total >= SHUFFLE_BUFFER + CHUNK:
-            buffer = _join(waiting)
-            order = torch.from_numpy(draw.permutation(total))
-            yield buffer.select(order[: total - SHUFFLE_BUFFER])
-            waiting, total = [buffer.select(order[total - SHUFFLE_BUFFER :])], SHUFFLE_BUFFER
-    if waiting:
-        buffer = _join(waiting)
-        for indices in torch.from_numpy(draw.permutation(total)).split(CHUNK):
-            yield buffer.select(indices)
+        if total >= SHUFFLE_BUFFER:
+            break
+    if not first:
+        return
+    buffer = _join(first)
+    for chunk in chunks:
+        places = torch.from_numpy(draw.choice(total, len(chunk), replace=False))
+        yield buffer.select(places)  # copies
+        buffer.images[places], buffer.labels[places] = chunk.images, chunk.labels
+    for places in torch.from_numpy(draw.permutation(total)).split(CHUNK):
+        yield buffer.select(places)
 
 
 def iterate(chunks: Iterable[Digits]) -> Iterator[dict[str, torch.Tensor]]:

@@ -61,6 +61,30 @@ def test_all_together_as_scipy_computes_it(images):
         np.testing.assert_allclose(warped, expected, atol=0.02)
 
 
+def test_equals_torchs_own_grids(images):
+    """Along with `affine_grid` and bicubic `interpolate`, on frames higher than wide."""
+    images = images[:, :, 4:24].float()
+    draw = torch.Generator().manual_seed(0)
+    shift, scale = torch.randn(20, 2, generator=draw), 1 + 0.2 * torch.rand(20, 2, generator=draw)
+    rotation, shear = 20 * torch.randn(20, generator=draw), 10 * torch.randn(20, generator=draw)
+    displacement = torch.randn(20, 2, 4, 4, generator=draw)
+    got = warp_images(images, shift, rotation, scale, shear, displacement)
+
+    cos, sin = torch.deg2rad(rotation).cos(), torch.deg2rad(rotation).sin()
+    rows = [[cos, -sin], [sin, cos]]
+    turn = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    slant = torch.eye(2).repeat(20, 1, 1)
+    slant[:, 0, 1] = -torch.deg2rad(shear).tan()
+    half = torch.tensor([10.0, 14.0])
+    inverse = torch.linalg.inv(turn @ torch.diag_embed(scale) @ slant)
+    theta = torch.cat([inverse * half / half.view(2, 1), -(inverse @ shift.unsqueeze(2)) / half.view(2, 1)], dim=2)
+    grid = torch.nn.functional.affine_grid(theta, [20, 1, 28, 20], align_corners=False)
+    smooth = torch.nn.functional.interpolate(displacement, (28, 20), mode="bicubic", align_corners=True)
+    grid = grid + smooth.permute(0, 2, 3, 1) / half
+    expected = torch.nn.functional.grid_sample(images.unsqueeze(1), grid, align_corners=False)[:, 0]
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.01)  # of 255 levels
+
+
 def test_displacement_of_the_whole_grid_is_a_shift(images):
     displacement = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).expand(20, 2, 4, 4)
     assert torch.equal(warp(images, displacement=displacement), warp(images, shift=(-2.0, 0.0)))
