@@ -205,9 +205,9 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
                 drawn += list(zip(frames, rows, strict=True))[: GRID_IMAGES - total]
             total += len(rows)
             right += sum(row.get("label") == row["prediction"] for row in rows)
+        if total == 0:
+            raise InputError(f"There are no {what}.")
 
-    if total == 0:
-        raise InputError(f"There are no {what}.")
     speed = f"{total / seconds:,.0f} images/s on {device}"
     if args.image:
         print(f"{total:,} {what}, {speed}")

@@ -210,6 +210,17 @@ def test_predicts(run_script, tmp_path):
     assert tables[0] == tables[1] and len(tables[0]) == 1000
 
 
+def test_nothing_to_predict_loses_nothing(run_script, tmp_path):
+    empty = datasets.load_dataset(str(SAMPLE), split="test").select([])
+    empty.to_parquet(tmp_path / "set" / "test-0-of-1.parquet")
+    (tmp_path / "old.csv").write_text("mine\n")
+    done = run_script(
+        "run_inference.py", "--dataset_name", tmp_path / "set", "--streaming", "--output", tmp_path / "old.csv"
+    )
+    assert done.code == 2 and "There are no test images of set" in done.err
+    assert (tmp_path / "old.csv").read_text() == "mine\n"
+
+
 def test_views_hold_images_in_memory(run_script, tmp_path):
     done = run_script("run_visualize.py", "data", "--streaming", "--output_dir", tmp_path)
     assert done.code == 2 and "--streaming" in done.err
