@@ -168,7 +168,7 @@ def bare(args: argparse.Namespace, flags: list[str]) -> float:
 
     def batches():
         for indices in torch.randperm(len(train)).split(args.batch_size):
-            yield pixel_values[indices], train.labels[indices]
+            yield pixel_values.index_select(0, indices), train.labels.index_select(0, indices)
 
     return loop(batches, args)
 

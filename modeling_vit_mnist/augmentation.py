@@ -167,10 +167,11 @@ class AugmentedDigits(torch.utils.data.Dataset):
         if self.warps is None:
             return self.digits.__getitems__(indices)
         indices = torch.as_tensor(indices)
+        batch = self.digits.select(indices)
         images = warp_images(
-            self.digits.images[indices], **{name: value[indices] for name, value in self.warps.items()}
+            batch.images, **{name: value.index_select(0, indices) for name, value in self.warps.items()}
         )
-        return {"pixel_values": self.digits.processor.to_pixel_values(images), "labels": self.digits.labels[indices]}
+        return {"pixel_values": self.digits.processor.to_pixel_values(images), "labels": batch.labels}
 
 
 class AugmentedStream(torch.utils.data.IterableDataset):

@@ -65,11 +65,15 @@ class Digits(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """One batch, which a `DataLoader` asks for at once: `pixel_values` (b, 1, height, width) and `labels` (b,)."""
-        indices = torch.as_tensor(indices)
-        return {"pixel_values": self.processor.to_pixel_values(self.images[indices]), "labels": self.labels[indices]}
+        batch = self.select(torch.as_tensor(indices))
+        return {"pixel_values": self.processor.to_pixel_values(batch.images), "labels": batch.labels}
 
     def select(self, indices: torch.Tensor | slice) -> "Digits":
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        """The images at `indices`, a slice or int64 of shape `(n,)`."""
+        if isinstance(indices, slice):
+            return replace(self, images=self.images[indices], labels=self.labels[indices])
+        # Copies whole images, where `images[indices]` would copy byte by byte.
+        return replace(self, images=self.images.index_select(0, indices), labels=self.labels.index_select(0, indices))
 
     def head(self, limit: int) -> "Digits":
         """The first images."""
