@@ -295,7 +295,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each have their own
-        raise InputError(f"The weights in {path} cannot be read: {str(error).splitlines()[0]}") from error
+        kind = "a safetensors file" if path.suffix == ".safetensors" else "a .pth file of plain tensors"
+        raise InputError(f"The weights in {path} cannot be read: this is not {kind}.") from error
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]

@@ -23,6 +23,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter of any connection that fails
 from safetensors import SafetensorError
 
+from .arguments import DEFAULT_DATASET
 from .configuration_vit_mnist import VitMnistConfig
 from .data import SAMPLE_FOLDER
 from .errors import InputError
@@ -244,7 +245,9 @@ def fill_card(run: dict, results: dict, measured: dict[str, dict] | None = None)
         measured: Records of [`MEASUREMENTS`], as far as they have been made.
     """
     is_hub_dataset = "/" in results["dataset"]
-    dataset = {"dataset_type": results["dataset"], "dataset_name": "MNIST" if is_hub_dataset else results["dataset"]}
+    is_sample = results["dataset"] == SAMPLE_FOLDER.name
+    is_mnist = results["dataset"] == DEFAULT_DATASET
+    dataset = {"dataset_type": results["dataset"], "dataset_name": "MNIST" if is_mnist else results["dataset"]}
     task = {"task_type": "image-classification", "task_name": "Image Classification"}
     metrics = (
         ("accuracy", "Accuracy", results["test_accuracy"]),
@@ -279,8 +282,9 @@ def fill_card(run: dict, results: dict, measured: dict[str, dict] | None = None)
         or None,
     )
     card = ModelCard.from_template(
-        data, template_path=str(CARD_TEMPLATE), run=run, results=results, measured=measured or {}
-    )
+        data, template_path=str(CARD_TEMPLATE), run=run, results=results, measured=measured or {},
+        is_sample=is_sample, is_mnist=is_mnist or is_sample,
+    )  # fmt: skip
     return str(card).rstrip("\n") + "\n"
 
 

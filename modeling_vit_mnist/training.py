@@ -199,7 +199,7 @@ def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClass
     try:
         return VitMnistForImageClassification(VitMnistConfig(**args.config_fields(), **labels, **attention))
     except (ValueError, StrictDataclassError) as error:
-        raise InputError(str(error)) from error
+        raise InputError(str(error).rpartition("ValueError: ")[2]) from error  # without what wraps the sentence
 
 
 @torch.no_grad()

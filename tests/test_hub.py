@@ -304,6 +304,14 @@ def test_card_of_the_sample_says_so(saved):
     assert hub.fill_eval_results(results) == {}
 
 
+def test_card_of_other_images_does_not_speak_of_digits(saved):
+    """A folder that is neither MNIST nor the sample, and a Hub id that is not MNIST's."""
+    for dataset in ("fashion-mnist", "them/fashion_mnist"):
+        card = hub.fill_card(describe(saved[0]), RESULTS | {"dataset": dataset})
+        assert "kept sample" not in card and "handwritten" not in card and "name: MNIST" not in card
+        assert f"images of\n{dataset}" in card
+
+
 def test_python_snippets_of_the_card_run(tmp_path):
     """As they stand in the card of a kept checkpoint, in fresh processes: with the package, and without it."""
     folder = ROOT / "vit-mnist-tiny"

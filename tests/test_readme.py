@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def commands() -> list[list[str]]:
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line]
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line]
     return [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
 
 
