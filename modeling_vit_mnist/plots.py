@@ -89,7 +89,6 @@ def plot_predictions(
     labels: list[str | None],
     probabilities: list[float],
     path: Path,
-    limit: int = 100,
 ) -> None:
     """
     Images under their predictions, mistakes in red with the right label.
@@ -98,9 +97,8 @@ def plot_predictions(
         images (`torch.Tensor` of shape `(n, height, width)`): Frames, uint8 or floats in [0, 1].
         predictions, labels, probabilities: One per image; the label is `None` where it is not known.
         path: The PNG file to write.
-        limit: At most so many images are drawn, the first.
     """
-    count = min(len(images), limit)
+    count = len(images)
     columns = min(count, 10)
     rows = -(-count // columns)
     with _figure(path, max(1.05 * columns, 2.2), 1.3 * rows) as figure:
