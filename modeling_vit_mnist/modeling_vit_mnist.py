@@ -306,14 +306,16 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
             **kwargs,
         )
         logits = self.head(outputs.pooler_output)  # (batch, num_labels)
-        loss = None
-        if labels is not None:
-            # Under fp16 and bf16 a log-softmax in half precision would cost accuracy for nothing.
-            loss_logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            loss = self.loss_function(labels, loss_logits, self.config, **kwargs)
+        loss = None if labels is None else self.compute_loss(logits, labels, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Cross-entropy of logits `(batch, num_labels)`, in float32 or better."""
+        # Under fp16 and bf16 a log-softmax in half precision would cost accuracy for nothing.
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return self.loss_function(labels, logits, self.config, **kwargs)
 
 
 __all__ = ["VitMnistForImageClassification", "VitMnistModel", "VitMnistPreTrainedModel"]

@@ -30,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from . import hub
 from .arguments import DataArguments, Parser
 from .augmentation import AugmentationArguments, AugmentedDigits, AugmentedStream
+from .compiled import compile_training
 from .configuration_vit_mnist import VitMnistConfig
 from .data import Digits, load_digits
 from .errors import InputError
@@ -50,6 +51,8 @@ OUR_OPTIMIZERS = ("adam", "natural_gradient")
 PLAIN_OPTIMIZERS = (*OUR_OPTIMIZERS, "adamw_torch", "adamw_torch_fused", "sgd")
 # Images for what is measured on a part of the training images.
 HEAD = 10_000
+# Compiling takes as long as it then saves in so many steps.
+STEPS_WORTH_COMPILING = 4000
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 
@@ -108,6 +111,14 @@ class VitMnistTrainingArguments(TrainingArguments):
     )
     fisher_steps: int = field(default=200, metadata={"help": "Steps between updates of the Fisher matrix."})
     fisher_images: int = field(default=2048, metadata={"help": "Training images that an update is measured on."})
+    compile_training: str = field(
+        default="auto",
+        metadata={
+            "help": "Compile training passes on a CPU, in a layout made for it, which needs a C++ compiler; auto: in "
+            f"runs of at least {STEPS_WORTH_COMPILING:,} steps. (--torch_compile is Trainer's own, for any device.)",
+            "choices": ["auto", "yes", "no"],
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Leave as it is: the images come as whole batches, which have no columns."}
     )
@@ -150,6 +161,13 @@ class VitMnistTrainingArguments(TrainingArguments):
     def total_train_batch_size(self) -> int:
         """Images per optimizer step, over all processes and accumulated batches."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def should_compile(self, num_steps: int) -> bool:
+        """Whether `--compile_training` asks for it in a run of so many steps."""
+        if self.device.type != "cpu" or self.torch_compile or self.gradient_checkpointing:
+            return False
+        pays = num_steps >= STEPS_WORTH_COMPILING
+        return self.compile_training == "yes" or (self.compile_training == "auto" and pays)
 
 
 def parse_arguments(
@@ -439,6 +457,8 @@ def make_trainer(
     if augmentation.is_on:
         options = augmentation, args.seed, count_epochs(args, len(train_digits))
         train_digits = (AugmentedStream if is_stream else AugmentedDigits)(train_digits, *options)
+    if args.should_compile(count_steps(args, len(train_digits))):
+        compile_training(model, args.per_device_train_batch_size)
     trainer = VitMnistTrainer(
         model=model,
         args=args,
@@ -461,6 +481,13 @@ def make_trainer(
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(QuietProgress())
     return trainer
+
+
+def count_steps(args: VitMnistTrainingArguments, num_images: int) -> int:
+    """Optimizer steps of a run over so many images."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * math.ceil(num_images / args.total_train_batch_size))
 
 
 def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
