@@ -51,8 +51,8 @@ OUR_OPTIMIZERS = ("adam", "natural_gradient")
 PLAIN_OPTIMIZERS = (*OUR_OPTIMIZERS, "adamw_torch", "adamw_torch_fused", "sgd")
 # Images for what is measured on a part of the training images.
 HEAD = 10_000
-# Compiling takes as long as it then saves in so many steps.
-STEPS_WORTH_COMPILING = 4000
+# Compiling takes as long as it then saves over so many images.
+IMAGES_WORTH_COMPILING = 1_000_000
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 
@@ -114,8 +114,8 @@ class VitMnistTrainingArguments(TrainingArguments):
     compile_training: str = field(
         default="auto",
         metadata={
-            "help": "Compile training passes on a CPU, in a layout made for it, which needs a C++ compiler; auto: in "
-            f"runs of at least {STEPS_WORTH_COMPILING:,} steps. (--torch_compile is Trainer's own, for any device.)",
+            "help": "Compile training passes on a CPU, in a layout made for it, which needs a C++ compiler. auto: in "
+            f"runs over {IMAGES_WORTH_COMPILING:,} images or more. --torch_compile is Trainer's own, for any device.",
             "choices": ["auto", "yes", "no"],
         },
     )
@@ -162,11 +162,11 @@ class VitMnistTrainingArguments(TrainingArguments):
         """Images per optimizer step, over all processes and accumulated batches."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
-    def should_compile(self, num_steps: int) -> bool:
-        """Whether `--compile_training` asks for it in a run of so many steps."""
+    def should_compile(self, num_images: float) -> bool:
+        """Whether `--compile_training` asks for it in a run over so many images, each counted as often as it comes."""
         if self.device.type != "cpu" or self.torch_compile or self.gradient_checkpointing:
             return False
-        pays = num_steps >= STEPS_WORTH_COMPILING
+        pays = num_images >= IMAGES_WORTH_COMPILING
         return self.compile_training == "yes" or (self.compile_training == "auto" and pays)
 
 
@@ -457,7 +457,7 @@ def make_trainer(
     if augmentation.is_on:
         options = augmentation, args.seed, count_epochs(args, len(train_digits))
         train_digits = (AugmentedStream if is_stream else AugmentedDigits)(train_digits, *options)
-    if args.should_compile(count_steps(args, len(train_digits))):
+    if args.should_compile(count_epochs(args, len(train_digits)) * len(train_digits) / args.world_size):
         compile_training(model, args.per_device_train_batch_size)
     trainer = VitMnistTrainer(
         model=model,
@@ -481,13 +481,6 @@ def make_trainer(
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(QuietProgress())
     return trainer
-
-
-def count_steps(args: VitMnistTrainingArguments, num_images: int) -> int:
-    """Optimizer steps of a run over so many images."""
-    if args.max_steps > 0:
-        return args.max_steps
-    return math.ceil(args.num_train_epochs * math.ceil(num_images / args.total_train_batch_size))
 
 
 def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, compiled, functional
-from modeling_vit_mnist.training import STEPS_WORTH_COMPILING, VitMnistTrainingArguments
+from modeling_vit_mnist.training import IMAGES_WORTH_COMPILING, VitMnistTrainingArguments
 
 
 BATCH = 6
@@ -149,16 +149,16 @@ def test_compiled_code_computes_the_same():
 
 
 @pytest.mark.parametrize(
-    ("flags", "steps", "expected"),
+    ("flags", "images", "expected"),
     [
-        ({}, STEPS_WORTH_COMPILING, True),
-        ({}, STEPS_WORTH_COMPILING - 1, False),
+        ({}, IMAGES_WORTH_COMPILING, True),
+        ({}, IMAGES_WORTH_COMPILING - 1, False),
         ({"compile_training": "yes"}, 1, True),
-        ({"compile_training": "no"}, 10**6, False),
-        ({"compile_training": "yes", "gradient_checkpointing": True}, 10**6, False),
-        ({"compile_training": "yes", "torch_compile": True}, 10**6, False),
+        ({"compile_training": "no"}, 10**7, False),
+        ({"compile_training": "yes", "gradient_checkpointing": True}, 10**7, False),
+        ({"compile_training": "yes", "torch_compile": True}, 10**7, False),
     ],
 )
-def test_compiling_is_for_long_runs(flags, steps, expected, tmp_path):
+def test_compiling_is_for_long_runs(flags, images, expected, tmp_path):
     args = VitMnistTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **flags)
-    assert args.should_compile(steps) is expected
+    assert args.should_compile(images) is expected
