@@ -40,7 +40,7 @@ MEASUREMENTS = ("seeds", "robustness")
 # What makes a checkpoint complete.
 CHECKPOINT_FILES = (
     "config.json", "model.safetensors", "preprocessor_config.json", "configuration_vit_mnist.py",
-    "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "README.md",
+    "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "frames_vit_mnist.py", "README.md",
 )  # fmt: skip
 # What goes to the Hub. Files are named, as a folder may hold anything besides: training checkpoints, logs, tokens.
 UPLOADED = (
@@ -132,7 +132,7 @@ def save_checkpoint(
     records: dict[str, dict],
 ) -> None:
     """
-    Write a complete checkpoint folder: `model.safetensors`, `config.json`, `preprocessor_config.json`, the three code
+    Write a complete checkpoint folder: `model.safetensors`, `config.json`, `preprocessor_config.json`, the four code
     files, `README.md`, the digits that its widget shows, and `records` (file name to content, as JSON or YAML).
 
     Everything is written beside the old files first and then put in their place, the records last: a full disk or a

@@ -102,7 +102,7 @@ for auto in (AutoModelForImageClassification, AutoImageProcessor):
     again = tmp_path / "again"
     assert {path.name for path in again.iterdir()} >= {
         "model.safetensors", "config.json", "preprocessor_config.json", "configuration_vit_mnist.py",
-        "modeling_vit_mnist.py", "image_processing_vit_mnist.py",
+        "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "frames_vit_mnist.py",
     }  # fmt: skip
     maps = [json.loads((path / "config.json").read_text())["auto_map"] for path in (folder, again)]
     assert maps[0] == maps[1] and len(maps[0]) == 4
@@ -170,7 +170,7 @@ def test_a_hub_id_that_cannot_be_reached_is_a_failure(run_script):
 def test_kept_checkpoints_are_complete_and_of_this_code(name, parameters):
     folder = ROOT / name
     assert hub.load_checkpoint(folder)[0].num_parameters() == parameters
-    for name in ("configuration", "modeling", "image_processing"):
+    for name in ("configuration", "modeling", "image_processing", "frames"):
         file = f"{name}_vit_mnist.py"
         assert (folder / file).read_text() == (ROOT / "modeling_vit_mnist" / file).read_text(), f"copy {file} again"
     results = json.loads((folder / "all_results.json").read_text())
@@ -241,8 +241,8 @@ def finished(saved, tmp_path):
 
 PUSHED = {
     "config.json", "model.safetensors", "preprocessor_config.json", "configuration_vit_mnist.py",
-    "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "README.md", "run.json", "all_results.json",
-    ".eval_results/mnist.yaml", "digit-2.png", "digit-4.png", "digit-7.png",
+    "modeling_vit_mnist.py", "image_processing_vit_mnist.py", "frames_vit_mnist.py", "README.md", "run.json",
+    "all_results.json", ".eval_results/mnist.yaml", "digit-2.png", "digit-4.png", "digit-7.png",
 }  # fmt: skip
 
 

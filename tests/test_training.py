@@ -62,10 +62,10 @@ def test_saved_folder_is_complete_and_holds_no_pickle(finished):
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", "history.json",
         "all_results.json", "configuration_vit_mnist.py", "modeling_vit_mnist.py", "image_processing_vit_mnist.py",
-        "digit-2.png", "digit-4.png", "digit-7.png",
+        "frames_vit_mnist.py", "digit-2.png", "digit-4.png", "digit-7.png",
     }  # fmt: skip
     assert json.loads((folder / "all_results.json").read_text()) == results
-    for name in ("configuration", "modeling", "image_processing"):
+    for name in ("configuration", "modeling", "image_processing", "frames"):
         copied = (folder / f"{name}_vit_mnist.py").read_text()
         assert copied == (ROOT / "modeling_vit_mnist" / f"{name}_vit_mnist.py").read_text()
     assert "use_cache" not in json.loads((folder / "config.json").read_text())

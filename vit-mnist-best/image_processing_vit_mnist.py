@@ -1,6 +1,6 @@
 """
-From any image to the `pixel_values` the model reads: the only place that knows how. Travels with every checkpoint, so
-it imports nothing else of ours; Pillow and NumPy do the work, torchvision is not needed.
+From any image to the `pixel_values` the model reads, as transformers' image processors do it. Travels with every
+checkpoint, so it imports only its own arithmetic; Pillow and NumPy do the work, torchvision is not needed.
 """
 
 import os
@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-
-# MNIST's digits were scaled into 20x20 of the 28x28 pixels.
-MNIST_BOX = 20 / 28
+from .frames_vit_mnist import channel_axis, frame_image, normalize, open_image, rescale, to_grey
 
 
 class VitMnistImageProcessorKwargs(ImagesKwargs, total=False):
@@ -98,19 +95,11 @@ class VitMnistImageProcessor(PilBackend):
             `torch.Tensor` of shape `(batch, 1, height, width)`: float32, unless uint8 frames are to stay as they are.
         """
         pixels = frames.unsqueeze(1)
-        if do_rescale and not pixels.is_floating_point():
-            # Divided, not multiplied by the factor, and by tensors, not Python numbers, as ToTensor and Normalize do.
-            factor = self.rescale_factor if rescale_factor is None else rescale_factor
-            pixels = pixels / torch.tensor(1 / factor, device=frames.device)
+        if do_rescale:
+            pixels = rescale(pixels, self.rescale_factor if rescale_factor is None else rescale_factor)
         if do_normalize:
-            mean, std = (
-                torch.as_tensor(value, dtype=torch.float32, device=frames.device).reshape(-1)[:1]
-                for value in (
-                    self.image_mean if image_mean is None else image_mean,
-                    self.image_std if image_std is None else image_std,
-                )
-            )
-            pixels = (pixels - mean) / std
+            mean = self.image_mean if image_mean is None else image_mean
+            pixels = normalize(pixels, mean, self.image_std if image_std is None else image_std)
         return pixels
 
     def fetch_images(self, images: Any) -> Any:
@@ -118,8 +107,7 @@ class VitMnistImageProcessor(PilBackend):
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, os.PathLike) or (isinstance(images, str) and Path(images).is_file()):
-            with PIL.Image.open(images) as image:
-                return PIL.ImageOps.exif_transpose(image)
+            return open_image(images)
         if isinstance(images, str):
             return super().fetch_images(images)
         return images
@@ -138,14 +126,12 @@ class VitMnistImageProcessor(PilBackend):
             raise TypeError(
                 f"An image must be a PIL image, a path, a NumPy array or a torch tensor, got {type(images)}."
             )
-        is_batch = images.ndim == 4 or (images.ndim == 3 and _channel_axis(images) is None)
+        is_batch = images.ndim == 4 or (images.ndim == 3 and channel_axis(images) is None)
         return list(images) if is_batch else [images]
 
     def process_image(self, image: Any, background: int | None = None, **kwargs) -> np.ndarray:
         """One image as grey of shape (height, width): uint8, or float32 in [0, 1] where floats came in."""
-        if isinstance(image, PIL.Image.Image):
-            return _grey_from_pil(image, background)
-        return _grey_from_array(image, background)
+        return to_grey(image, background)
 
     def _validate_preprocess_kwargs(self, do_invert=None, background=None, **kwargs):
         if do_invert not in (True, False, None, "auto"):
@@ -171,16 +157,7 @@ class VitMnistImageProcessor(PilBackend):
         **kwargs,
     ) -> BatchFeature:
         shape = (size.height, size.width)
-        frames = []
-        for frame in images:
-            if do_invert is True or (do_invert == "auto" and _is_dark_on_light(frame)):
-                frame = (255 if frame.dtype == np.uint8 else np.float32(1)) - frame
-            if do_center:
-                frame = _center_as_mnist(frame, shape, resample)
-            elif do_resize and frame.shape != shape:
-                frame = _resize(frame, shape, resample)
-            frames.append(frame)
-
+        frames = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if len({frame.shape for frame in frames}) > 1:
             sizes = ", ".join(sorted({"x".join(map(str, frame.shape)) for frame in frames}))
             raise ValueError(f"Images of different sizes ({sizes}) make no batch: use do_resize=True.")
@@ -193,105 +170,6 @@ class VitMnistImageProcessor(PilBackend):
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(pixel_values.numpy())})
         return BatchFeature({"pixel_values": pixel_values.numpy()}, tensor_type=return_tensors)
-
-
-def _channel_axis(array: np.ndarray) -> int | None:
-    """Axis of the colour channels of a 3-dimensional array, `None` where it is a batch of grey images."""
-    if array.shape[0] in (1, 3):
-        return 0
-    return 2 if array.shape[2] in (1, 3, 4) else None
-
-
-def _grey_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        return _eight_bits(np.asarray(image), sixteen=True)
-    if image.mode in ("I", "F"):
-        return _grey_from_array(np.asarray(image), background)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        paper = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
-        image = PIL.Image.alpha_composite(paper, image.convert("RGBA"))
-    if image.mode not in ("1", "L"):
-        image = image.convert("RGB")
-    return np.asarray(image.convert("L"))
-
-
-def _grey_from_array(array: np.ndarray, background: int) -> np.ndarray:
-    axis = _channel_axis(array) if array.ndim == 3 else None
-    if array.ndim not in (2, 3) or (array.ndim == 3 and axis is None) or 0 in array.shape:
-        raise ValueError(f"An image must have shape HW, HW1, 1HW, HW3, 3HW or HW4, got {array.shape}.")
-    if axis is not None:
-        array = np.moveaxis(array, axis, -1)
-    if not np.issubdtype(array.dtype, np.floating):
-        array = _eight_bits(array)
-        if array.ndim == 3 and array.shape[-1] == 1:
-            array = array[..., 0]
-        return array if array.ndim == 2 else _grey_from_pil(PIL.Image.fromarray(array), background)
-
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise ValueError(f"Float images must lie in [0, 1], got values from {low:g} to {high:g}.")
-    array = array.astype(np.float32)
-    if array.ndim == 2:
-        return array
-    if array.shape[-1] == 4:
-        alpha = array[..., 3:]
-        array = array[..., :3] * alpha + np.float32(background / 255) * (1 - alpha)
-    if array.shape[-1] == 1:
-        return array[..., 0]
-    return np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)
-
-
-def _eight_bits(array: np.ndarray, sixteen: bool = False) -> np.ndarray:
-    """Integers as uint8: 0 to 255 as they are (unless known to be 16-bit), up to 65535 reduced from 16 bits."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array * np.uint8(255)
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"Integer images must lie in 0 to 255 (or 65535 for 16 bits), got {low} to {high}.")
-    return np.round(array / 257).astype(np.uint8) if sixteen or high > 255 else array.astype(np.uint8)
-
-
-def _border(frame: np.ndarray) -> np.ndarray:
-    return np.concatenate([frame[0], frame[-1], frame[1:-1, 0], frame[1:-1, -1]])
-
-
-def _is_dark_on_light(frame: np.ndarray) -> bool:
-    low, high = float(frame.min()), float(frame.max())
-    return low < high and float(np.median(_border(frame))) > (low + high) / 2
-
-
-def _resize(frame: np.ndarray, shape: tuple[int, int], resample: PILImageResampling | int | None) -> np.ndarray:
-    resized = np.asarray(PIL.Image.fromarray(frame).resize(shape[::-1], resample))
-    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, 1)
-
-
-def _center_as_mnist(
-    frame: np.ndarray, shape: tuple[int, int], resample: PILImageResampling | int | None
-) -> np.ndarray:
-    # The border shows the paper and its noise: zero in a clean drawing, where every grey pixel is ink.
-    paper, bright = np.percentile(_border(frame), [50, 95]).astype(np.float32)
-    ink = np.where(frame > paper + 3 * (bright - paper), frame - paper, 0).astype(frame.dtype)
-    canvas = np.zeros(shape, frame.dtype)
-    rows, columns = np.nonzero(ink)
-    if rows.size == 0:
-        return canvas
-    ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    scale = min(shape) * MNIST_BOX / max(ink.shape)
-    height, width = (max(1, round(side * scale)) for side in ink.shape)
-    ink = _resize(ink, (height, width), resample)
-    if not ink.any():  # a hairline can vanish when it is shrunk
-        return canvas
-
-    mass = ink.astype(np.float64)
-    center = (np.arange(height) @ mass.sum(1) / mass.sum(), np.arange(width) @ mass.sum(0) / mass.sum())
-    top, left = (
-        int(np.clip(round(side / 2 - middle), 0, side - extent))
-        for side, middle, extent in zip(shape, center, (height, width), strict=True)
-    )
-    canvas[top : top + height, left : left + width] = ink
-    return canvas
 
 
 __all__ = ["VitMnistImageProcessor"]
