@@ -346,8 +346,7 @@ def decode_images(
             logger.warning("Skipped %s, which cannot be read: %s", where, error)
     if not images:
         return torch.empty(0, processor.size["height"], processor.size["width"], dtype=torch.uint8), kept
-    frames = processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
-    return frames[:, 0], kept
+    return processor.to_frames(images), kept
 
 
 def _open_image(item: dict) -> PIL.Image.Image:

@@ -76,6 +76,15 @@ class VitMnistImageProcessor(PilBackend):
     do_center = False
     background = 255
 
+    def to_frames(self, images: Any) -> torch.Tensor:
+        """
+        Images made grey and of the right size, neither rescaled nor normalised: what [`to_pixel_values`] goes on from.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, height, width)`: uint8, or float32 in [0, 1] where floats came in.
+        """
+        return self(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[:, 0]
+
     def to_pixel_values(
         self,
         frames: torch.Tensor,
