@@ -59,6 +59,25 @@ def classify(
     return _linear(weights, "head", _layer_norm(weights, "vit.norm", hidden, config))[:, 0].T
 
 
+def weight_shapes(config: "VitMnistConfig") -> dict[str, tuple[int, ...]]:
+    """The weights that [`classify`] reads: all parameters of the classifier, by their names in the checkpoint."""
+    width, inner = config.hidden_size, config.intermediate_size
+    patch = (config.num_channels, config.patch_size, config.patch_size)
+    linears = {"vit.patch_embed.proj": (width, *patch), "head": (config.num_labels, width)}
+    norms = ["vit.norm"]
+    for block in (f"vit.blocks.{index}" for index in range(config.num_hidden_layers)):
+        linears |= {f"{block}.attn.qkv": (3 * width, width), f"{block}.attn.proj": (width, width)}
+        linears |= {f"{block}.mlp.fc1": (inner, width), f"{block}.mlp.fc2": (width, inner)}
+        norms += [f"{block}.norm1", f"{block}.norm2"]
+    weights = {f"{name}.weight": shape for name, shape in linears.items()}
+    biases = {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    if not config.qkv_bias:
+        biases = {name: shape for name, shape in biases.items() if not name.endswith("qkv.bias")}
+    norms = {f"{name}.{part}": (width,) for name in norms for part in ("weight", "bias")}
+    tokens = {"vit.cls_token": (1, 1, width), "vit.pos_embed": (1, 1 + config.num_patches, width)}
+    return weights | biases | norms | tokens
+
+
 def _layer_norm(weights: Mapping, name: str, hidden: torch.Tensor, config: "VitMnistConfig") -> torch.Tensor:
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # autocast leaves sums in half precision
     centred = hidden - hidden.mean(0)

@@ -12,21 +12,23 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from . import hub
 from .arguments import DataArguments
 from .errors import InputError
 from .files import check_writable, replacing
-from .image_processing_vit_mnist import VitMnistImageProcessor
-from .modeling_vit_mnist import VitMnistForImageClassification
+from .light import LightModel, LightProcessor, load_light_checkpoint
 
 
 if TYPE_CHECKING:
     from .data import Digits
+    from .image_processing_vit_mnist import VitMnistImageProcessor
+    from .modeling_vit_mnist import VitMnistForImageClassification
 
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "vit-mnist-tiny"
 TABLES = (".jsonl", ".csv", ".parquet")
 GRID_IMAGES = 100
+# With so few images, what takes the time is to start; with more, the model's own pass is faster and needs less memory.
+LIGHT_IMAGES = 64
 
 
 @dataclass
@@ -89,8 +91,8 @@ def choose_device(name: str | None = None) -> torch.device:
 
 @torch.inference_mode()
 def predict(
-    model: VitMnistForImageClassification,
-    processor: VitMnistImageProcessor,
+    model: "VitMnistForImageClassification | LightModel",
+    processor: "VitMnistImageProcessor | LightProcessor",
     frames: torch.Tensor,
     batch_size: int = 1000,
 ) -> torch.Tensor:
@@ -121,11 +123,11 @@ def find_images(patterns: list[str]) -> list[Path]:
     Raises:
         InputError: one of them names nothing, or a folder holds no image.
     """
-    known = PIL.Image.registered_extensions()
     files = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
+            known = PIL.Image.registered_extensions()
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
         else:
             found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
@@ -136,7 +138,7 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 
 def read_images(
-    files: list[Path], processor: VitMnistImageProcessor, skip_bad_images: bool
+    files: list[Path], processor: "VitMnistImageProcessor | LightProcessor", skip_bad_images: bool
 ) -> tuple[torch.Tensor, list[Path]]:
     """
     Frames of image files, uint8 of shape `(n, height, width)`, and the files they are of.
@@ -147,7 +149,7 @@ def read_images(
     frames, read = [], []
     for file in tqdm(files, desc="Read", unit=" images", leave=False, disable=None if len(files) > 100 else True):
         try:
-            frames.append(processor([file], do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0])
+            frames.append(processor.to_frames([file]))
             read.append(file)
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             if not skip_bad_images:
@@ -158,6 +160,23 @@ def read_images(
     if not read:
         raise InputError("None of the images can be read.")
     return torch.cat(frames), read
+
+
+def load_model(
+    name_or_path: str, device: torch.device, light: bool
+) -> tuple["VitMnistForImageClassification | LightModel", "VitMnistImageProcessor | LightProcessor"]:
+    """
+    A classifier on `device` and its processor, the light ones if `light` and if they will do.
+
+    Raises:
+        InputError, ConnectionError: as [`hub.load_checkpoint`].
+    """
+    if light and device.type == "cpu" and (found := load_light_checkpoint(name_or_path)):
+        return found
+    from . import hub  # here, since it takes seconds to import
+
+    model, processor = hub.load_checkpoint(name_or_path)
+    return model.to(device), processor
 
 
 def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
@@ -174,16 +193,16 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     for path in filter(None, (args.output, args.grid)):
         check_writable(Path(path).parent)
     device = choose_device(args.device)
-    model, processor = hub.load_checkpoint(args.model)
-    model.to(device)
+    files = find_images(args.image)
+    model, processor = load_model(args.model, device, light=0 < len(files) <= LIGHT_IMAGES)
     if args.do_center is not None:
         processor.do_center = args.do_center
     if args.do_invert is not None:
         processor.do_invert = {"yes": True, "no": False, "auto": "auto"}[args.do_invert]
 
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if args.image:
-        frames, files = read_images(find_images(args.image), processor, data_args.skip_bad_images)
+    if files:
+        frames, files = read_images(files, processor, data_args.skip_bad_images)
         batches, what = [(frames, [{"image": str(file)} for file in files])], "images"
     else:
         batches, source = read_split(args, data_args, processor)
@@ -227,7 +246,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
 
 
 def read_split(
-    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor
+    args: InferenceArguments, data_args: DataArguments, processor: "VitMnistImageProcessor"
 ) -> tuple[Iterable[tuple[torch.Tensor, list[dict]]], str]:
     """The frames of a split with a row for each, all at once or, from a stream, in chunks; and the split's source."""
     # Here, since whoever predicts frames or files needs no `datasets`.

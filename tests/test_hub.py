@@ -153,9 +153,10 @@ def test_what_is_no_checkpoint_gets_one_line(saved, tmp_path, kind, says, run_sc
     break_checkpoint(folder, kind)
     with pytest.raises(InputError, match=says):
         hub.load_checkpoint(folder)
-    done = run_script("run_inference.py", "--model", folder)
-    assert done.code == 2
-    assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+    for images in ([], ["--image", saved[0] / "digit-7.png"]):
+        done = run_script("run_inference.py", "--model", folder, *images)
+        assert done.code == 2
+        assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
 
 
 def test_a_hub_id_that_cannot_be_reached_is_a_failure(run_script):

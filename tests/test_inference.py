@@ -2,19 +2,25 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub, inference
 from modeling_vit_mnist.errors import InputError
+from modeling_vit_mnist.functional import weight_shapes
 from modeling_vit_mnist.inference import choose_device, predict
+from modeling_vit_mnist.light import load_light_checkpoint
 
-from .conftest import SAMPLE
+from .conftest import ROOT, SAMPLE
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,113 @@ def test_same_as_the_pipeline(infer, pictures, checkpoint):
     classify = pipeline("image-classification", model=model, image_processor=processor)
     best = classify(str(pictures / "0.png"))[0]
     assert f"0.png Pred:{best['label']} Prob:{best['score']:.4f}" in infer("--image", pictures / "0.png").out
+
+
+def in_a_fresh_process(*arguments) -> tuple[list[str], set[str]]:
+    """The lines that `run_inference.py` prints there, and the modules that it has imported."""
+    code = (
+        f"import json, runpy, sys; sys.argv = ['run_inference.py', *{[str(argument) for argument in arguments]}]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__'); print(json.dumps(list(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *lines, modules = done.stdout.splitlines()
+    return lines, set(json.loads(modules))
+
+
+def test_few_images_need_little_started_up(pictures, sample):
+    images = ["--image", pictures, "--device", "cpu"]
+    lines, modules = in_a_fresh_process(*images)
+    assert [line.split()[1] for line in lines[:6:2]] == [f"Pred:{label}" for label in sample["test"].labels[:3]]
+    heavy = {"transformers.modeling_utils", "datasets", "pandas", "scipy", "sympy", "torch._dynamo", "matplotlib"}
+    assert "torch" in modules and not heavy & modules
+
+
+def test_without_the_packages_init_the_full_way_does_the_same(pictures, tmp_path, run_script):
+    shutil.copytree(ROOT / "vit-mnist-tiny", tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    images = ["--image", pictures, "--device", "cpu"]
+    lines, modules = in_a_fresh_process(*images, "--model", tmp_path / "model")
+    assert "transformers.modeling_utils" in modules
+    assert lines[:-1] == run_script("run_inference.py", *images).out.splitlines()[:-1]
+
+
+@pytest.mark.parametrize("name", ["vit-mnist-tiny", "vit-mnist-small"])
+def test_light_model_gives_the_models_probabilities(name, sample):
+    frames = sample["test"].images[:300]
+    light, full = load_light_checkpoint(str(ROOT / name)), hub.load_checkpoint(ROOT / name)
+    assert torch.equal(light[1].to_pixel_values(frames), full[1].to_pixel_values(frames))
+    for images in (frames, frames / 255):  # 1e-5 is what rounding to float32 does to either of them
+        torch.testing.assert_close(predict(*light, images), predict(*full, images), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--do_center", "true", "--do_invert", "auto"], ["--do_invert", "yes"], ["--top_k", "3"]],
+    ids=str,
+)
+def test_light_way_prints_and_writes_the_same(infer, pictures, tmp_path, arguments, monkeypatch):
+    colours = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    PIL.Image.fromarray(colours).save(pictures / "rgba.png")
+    PIL.Image.fromarray(colours[..., 0].astype(np.float32) / 255).save(pictures / "floats.tiff")
+    tables = []
+    for limit in (64, 0):
+        monkeypatch.setattr(inference, "LIGHT_IMAGES", limit)
+        infer("--image", pictures, "--output", tmp_path / "out.jsonl", "--device", "cpu", *arguments)
+        tables.append([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()])
+    assert len(tables[0]) == len(tables[1]) == 5
+    for light, full in zip(*tables, strict=True):
+        assert light.pop("probability") == pytest.approx(full.pop("probability"), abs=2e-6)
+        for tops in zip(light.pop("top_k", []), full.pop("top_k", []), strict=True):
+            assert tops[0]["label"] == tops[1]["label"]
+            assert tops[0]["probability"] == pytest.approx(tops[1]["probability"], abs=2e-6)
+        assert light == full
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, **changes):
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | changes, path, metadata={"format": "pt"})
+
+
+UNUSUAL = {
+    "processor": lambda folder: edit_json(folder / "preprocessor_config.json", do_center=True),
+    "processor's field": lambda folder: edit_json(folder / "preprocessor_config.json", sharpen=True),
+    "no processor": lambda folder: (folder / "preprocessor_config.json").unlink(),
+    "torn processor": lambda folder: (folder / "preprocessor_config.json").write_text("{"),
+    "activation": lambda folder: edit_json(folder / "config.json", hidden_act="relu"),
+    "model type": lambda folder: edit_json(folder / "config.json", model_type="vit"),
+    "size": lambda folder: edit_json(folder / "config.json", hidden_size=16),
+    "wrong size": lambda folder: edit_json(folder / "config.json", hidden_size=9),
+    "half precision": lambda folder: edit_json(folder / "config.json", dtype="bfloat16"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "torn weights": lambda folder: (folder / "model.safetensors").write_bytes(b"torn"),
+    "one weight more": lambda folder: edit_weights(folder, other=torch.zeros(1)),
+    "a shape that broadcasts": lambda folder: edit_weights(folder, **{"vit.norm.bias": torch.zeros(1)}),
+    "half weights": lambda folder: edit_weights(folder, **{"vit.norm.bias": torch.zeros(8, dtype=torch.float16)}),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_whatever_is_unusual_takes_the_full_way(checkpoint, tmp_path, kind):
+    """Which loads it or says what is wrong: see `test_what_is_no_checkpoint_gets_one_line`."""
+    shutil.copytree(checkpoint, tmp_path / "unusual")
+    assert load_light_checkpoint(str(tmp_path / "unusual"))
+    UNUSUAL[kind](tmp_path / "unusual")
+    assert load_light_checkpoint(str(tmp_path / "unusual")) is None
+    assert load_light_checkpoint("someone/vit-mnist") is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"qkv_bias": False, "num_hidden_layers": 3, "hidden_size": 16, "num_labels": 3}]
+)
+def test_shapes_of_the_weights_are_the_models(fields):
+    config = VitMnistConfig(**fields)
+    state = VitMnistForImageClassification(config).state_dict()
+    assert weight_shapes(config) == {name: tuple(weight.shape) for name, weight in state.items()}
 
 
 def test_a_corrupt_file_is_named_and_refused_or_skipped(infer, pictures, tmp_path):
