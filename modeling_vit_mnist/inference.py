@@ -141,7 +141,8 @@ def read_images(
     files: list[Path], processor: "VitMnistImageProcessor | LightProcessor", skip_bad_images: bool
 ) -> tuple[torch.Tensor, list[Path]]:
     """
-    Frames of image files, uint8 of shape `(n, height, width)`, and the files they are of.
+    Frames of image files, of shape `(n, height, width)`, and the files they are of. The frames are uint8, or float32 in
+    [0, 1] where one of the files holds floats.
 
     Raises:
         InputError: a file is no readable image and `skip_bad_images` is off, or none is readable.
@@ -159,6 +160,8 @@ def read_images(
             print(f"Skipped {file}, which cannot be read: {error}")
     if not read:
         raise InputError("None of the images can be read.")
+    if len({frame.dtype for frame in frames}) > 1:  # floats among integers: floats are already rescaled
+        frames = [frame if frame.is_floating_point() else frame / 255 for frame in frames]
     return torch.cat(frames), read
 
 

@@ -137,6 +137,13 @@ def test_same_as_the_pipeline(infer, pictures, checkpoint):
     assert f"0.png Pred:{best['label']} Prob:{best['score']:.4f}" in infer("--image", pictures / "0.png").out
 
 
+def test_files_of_floats_go_with_files_of_bytes(infer, pictures, sample):
+    PIL.Image.fromarray(sample["test"].images[0].numpy().astype(np.float32) / 255).save(pictures / "0.tiff")
+    alone = infer("--image", *sorted(pictures.glob("*.png"))).out.splitlines()[:6:2]
+    together = infer("--image", pictures).out.splitlines()[:8:2]
+    assert [line.split()[1:] for line in together] == [line.split()[1:] for line in (alone[0], *alone)]
+
+
 def in_a_fresh_process(*arguments) -> tuple[list[str], set[str]]:
     """The lines that `run_inference.py` prints there, and the modules that it has imported."""
     code = (
