@@ -141,8 +141,8 @@ def read_images(
     files: list[Path], processor: "VitMnistImageProcessor | LightProcessor", skip_bad_images: bool
 ) -> tuple[torch.Tensor, list[Path]]:
     """
-    Frames of image files, of shape `(n, height, width)`, and the files they are of. The frames are uint8, or float32 in
-    [0, 1] where one of the files holds floats.
+    Frames of image files, of shape `(n, height, width)`, and the files they are of. The frames are uint8, or float32
+    in [0, 1] where one of the files holds floats.
 
     Raises:
         InputError: a file is no readable image and `skip_bad_images` is off, or none is readable.
