@@ -39,6 +39,7 @@ from .image_processing_vit_mnist import VitMnistImageProcessor
 from .metrics import VitMnistMetric
 from .modeling_vit_mnist import VitMnistForImageClassification
 from .optimizers import MAX_PARAMETERS, FisherUpdates, NaturalGradient
+from .processes import SharedGradients
 from .runs import RESULTS_FILE, RUN_FILE, prepare_output_dir
 from .streaming import StreamedDigits, stream_digits
 
@@ -260,6 +261,12 @@ class VitMnistTrainer(Trainer):
     `Trainer` with plain Adam and natural gradient, and without what it does at every step for other people's models,
     which takes as long as this network. What remains is measured by `benchmarks/training.py`.
     """
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        # Looked at once, when accelerate wraps the model for several processes.
+        handler, state = self.accelerator.ddp_handler, {"timeout": self.args.ddp_timeout}
+        self.accelerator.ddp_handler = SharedGradients(**handler.to_kwargs(), comm_state_option=state)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model=None):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -12,29 +13,45 @@ from .conftest import ROOT, SAMPLE
 
 
 CONFIG = ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"
+# Runs the script named first, and shows what this package logs for those who ask.
+TALKATIVE = """
+import logging, os, runpy, sys
+logging.basicConfig()
+logging.getLogger("modeling_vit_mnist").setLevel("INFO")
+sys.argv.pop(0)
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+SHARED = "Averaging gradients through shared memory."
 
 
-def launch(folder, *arguments, two: bool) -> tuple[dict, list[dict], str]:
+def launch(folder, *arguments, two: bool) -> tuple[dict, list[dict], subprocess.CompletedProcess]:
     command = (
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)] if two else [sys.executable]
     )
+    talkative = folder.with_suffix(".py")
+    talkative.write_text(TALKATIVE)
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     done = subprocess.run(
         [
-            *command, str(ROOT / "run_train.py"), "--dataset_name", str(SAMPLE), "--output_dir", str(folder),
-            "--num_train_epochs", "3", "--learning_rate", "0.01", "--disable_tqdm", "True", *arguments,
+            *command, str(talkative), str(ROOT / "run_train.py"), "--dataset_name", str(SAMPLE), "--output_dir",
+            str(folder), "--num_train_epochs", "3", "--learning_rate", "0.01", "--disable_tqdm", "True", *arguments,
         ],
         cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "all_results.json").read_text())
-    return results, json.loads((folder / "history.json").read_text())["log_history"], done.stdout
+    return results, json.loads((folder / "history.json").read_text())["log_history"], done
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo needs a POSIX system here")
 def test_two_processes_are_one_run(tmp_path):
-    one, history, _ = launch(tmp_path / "one", "--per_device_train_batch_size", "100", two=False)
-    two, history_two, out = launch(tmp_path / "two", "--per_device_train_batch_size", "50", two=True)
+    one, history, done = launch(tmp_path / "one", "--per_device_train_batch_size", "100", two=False)
+    assert SHARED not in done.stderr
+    two, history_two, done = launch(tmp_path / "two", "--per_device_train_batch_size", "50", two=True)
+    out = done.stdout
+    can_share = (sys.platform, platform.machine()) == ("linux", "x86_64") and len(os.sched_getaffinity(0)) > 1
+    assert done.stderr.count(SHARED) == int(can_share)
     assert out.count("Total parameters: 1,850") == 1 and out.count("Test accuracy") == 1
     assert two["device"].startswith("2 processes")
     # 3,667 images in global batches of 100: 37 steps an epoch, 111 in all, in both.
