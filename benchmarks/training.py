@@ -1,14 +1,16 @@
 """
-Training speed of four ways to train the same network, side by side: images per second, peak memory, ratios.
+Training speed of several ways to train the same network, side by side: images per second, peak memory, ratios.
 
     python benchmarks/training.py                     # every way at batch 256
     python benchmarks/training.py --own_batch_sizes   # every way at the batch size it comes with
     OMP_NUM_THREADS=1 python benchmarks/training.py --ways package two         # one process against two
     python benchmarks/training.py --ways package streaming --images 6000 60000 600000  # do cost and memory stay?
 
-package   `run_train.py`'s own path, with Adam (configs/adam.yaml), without validation and checkpoints
+package   `run_train.py`'s own path, with Adam (configs/adam.yaml), its passes compiled as in any long run,
+          without validation and checkpoints
+eager     the same with --compile_training no
 natural   the same with the default recipe: warped images, natural gradient, an update of its matrix in 200 steps
-bare      a plain PyTorch loop over normalised images in memory, same network, Adam: the limit of the framework
+bare      a plain PyTorch loop over normalised images in memory, same network, Adam: the limit of the framework, eager
 streaming `package` with --streaming
 two       `package` in two processes by accelerate, half the batch in each
 stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
@@ -36,6 +38,7 @@ from accuracy import describe_machine
 ROOT = Path(__file__).resolve().parents[1]
 OWN_BATCH_SIZES = {
     "package": 256,
+    "eager": 256,
     "streaming": 256,
     "natural": 256,
     "two": 256,
@@ -85,7 +88,7 @@ def package(args: argparse.Namespace, flags: list[str]) -> float:
         model_args, _, augmentation, train_args = training.parse_arguments([
             f"--recipe={ROOT / 'configs/adam.yaml'}", f"--output_dir={folder}", f"--max_steps={args.steps}",
             f"--per_device_train_batch_size={args.batch_size}", "--eval_strategy=no", "--save_strategy=no",
-            "--load_best_model_at_end=False", *flags,
+            "--load_best_model_at_end=False", "--compile_training=yes", *flags,
         ])  # fmt: skip
         digits = load(args)
         model = training.build_model(model_args, digits["train"].names)
@@ -98,6 +101,10 @@ def package(args: argparse.Namespace, flags: list[str]) -> float:
 
 def natural(args: argparse.Namespace, flags: list[str]) -> float:
     return package(args, [f"--recipe={ROOT / 'configs/tiny.yaml'}", f"--warmup_steps={args.warmup // 2}", *flags])
+
+
+def eager(args: argparse.Namespace, flags: list[str]) -> float:
+    return package(args, ["--compile_training=no", *flags])
 
 
 def stock(args: argparse.Namespace, flags: list[str]) -> float:
@@ -197,8 +204,8 @@ def original(args: argparse.Namespace, flags: list[str]) -> float:
 
 
 WAYS = {
-    "package": package, "natural": natural, "streaming": package, "two": package, "bare": bare, "stock": stock,
-    "original": original,
+    "package": package, "eager": eager, "natural": natural, "streaming": package, "two": package, "bare": bare,
+    "stock": stock, "original": original,
 }  # fmt: skip
 
 
