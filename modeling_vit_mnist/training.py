@@ -53,7 +53,7 @@ PLAIN_OPTIMIZERS = (*OUR_OPTIMIZERS, "adamw_torch", "adamw_torch_fused", "sgd")
 # Images for what is measured on a part of the training images.
 HEAD = 10_000
 # Compiling takes as long as it then saves over so many images.
-IMAGES_WORTH_COMPILING = 1_000_000
+IMAGES_WORTH_COMPILING = 2_000_000
 DEFAULT_RECIPE = Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml"
 
 

@@ -132,7 +132,7 @@ def normalize(pixels: torch.Tensor, mean: float | tuple[float, ...], std: float 
     mean, std = (
         torch.as_tensor(value, dtype=torch.float32, device=pixels.device).reshape(-1)[:1] for value in (mean, std)
     )
-    return (pixels - mean) / std
+    return (pixels - mean).div_(std)
 
 
 def _border(frame: np.ndarray) -> np.ndarray:
