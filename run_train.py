@@ -12,9 +12,11 @@ from modeling_vit_mnist.errors import run_script
 
 
 def main() -> None:
+    from modeling_vit_mnist.processes import leave_group
     from modeling_vit_mnist.training import parse_arguments, train
 
     train(*parse_arguments(sys.argv[1:]))
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -244,7 +244,10 @@ def main() -> None:
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     args, flags = parser.parse_known_args()
     if args.measure:
+        from modeling_vit_mnist.processes import leave_group
+
         speed = WAYS[args.measure](args, flags)
+        leave_group()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # MiB on Linux
         if os.environ.get("RANK", "0") == "0":  # two processes would print into each other's lines
             print("\n" + json.dumps({"speed": speed, "peak": peak}))

@@ -178,6 +178,12 @@ def share_gradients(model: DistributedDataParallel, timeout: float = 1800.0) -> 
     return memory is not None
 
 
+def leave_group() -> None:
+    """Leave the other processes, where there are any: torch aborts now and then if Python shuts down before that."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @dataclass
 class SharedGradients(DistributedDataParallelKwargs):
     """accelerate's arguments of DDP. Of `comm_state_option`, `timeout` is that of [`share_gradients`]."""
