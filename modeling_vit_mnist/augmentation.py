@@ -81,33 +81,51 @@ def warp_images(
     Returns:
         `torch.Tensor` of shape `(b, height, width)`, of the dtype of `images`.
     """
-    height, width = images.shape[1:]
-    half = torch.tensor([width / 2, height / 2], device=images.device)
+    return sample_images(images, invert_warps(images.shape[1:], shift, rotation, scale, shear), displacement)
+
+
+def invert_warps(
+    shape: tuple[int, int], shift: torch.Tensor, rotation: torch.Tensor, scale: torch.Tensor, shear: torch.Tensor
+) -> torch.Tensor:
+    """
+    Where the pixels of warped images of `shape`, height and width, come from.
+
+    Returns:
+        `torch.Tensor` of shape `(b, 2, 3)`: The matrix that makes of x, y and 1 the x and y of the source, all in
+        half images from the centre, as `grid_sample` has them; other arguments as in [`warp_images`].
+    """
+    height, width = shape
+    half = torch.tensor([width / 2, height / 2], device=shift.device)
     turn = torch.deg2rad(rotation)
     cos, sin, lean = turn.cos(), turn.sin(), torch.deg2rad(shear).tan()
-    # `grid_sample` asks where each output pixel comes from: the inverse of the warp.
     unturn = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
     unscale = torch.diag_embed(1 / scale)
     one, zero = torch.ones_like(lean), torch.zeros_like(lean)
     unshear = torch.stack([torch.stack([one, lean], 1), torch.stack([zero, one], 1)], 1)
     inverse = unshear @ unscale @ unturn  # (b, 2, 2), in pixels
     origin = -(inverse @ shift.unsqueeze(2))  # (b, 2, 1)
-    # In half images, as `grid_sample` has it, pixel centres from -1 + 1/n to 1 - 1/n. Columns and rows are warped
-    # apart and added, which is faster than `affine_grid`.
-    inverse = inverse * half / half.unsqueeze(1)
-    columns, rows = (
-        torch.arange(1 - size, size, 2, device=images.device).view(-1, 1) / size for size in (width, height)
-    )
-    across = columns * inverse[:, :, 0].unsqueeze(1)  # (b, width, 2)
-    down = rows * inverse[:, :, 1].unsqueeze(1) + (origin[:, :, 0] / half).unsqueeze(1)  # (b, height, 2)
-    grid = across.unsqueeze(1) + down.unsqueeze(2)  # (b, height, width, 2)
+    return torch.cat([inverse * half, origin], 2) / half.unsqueeze(1)
+
+
+def sample_images(
+    images: torch.Tensor, sources: torch.Tensor, displacement: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[`warp_images`] by what [`invert_warps`] returns, which can be had for all images of an epoch at once."""
+    height, width = images.shape[1:]
+    half = torch.tensor([width / 2, height / 2], device=images.device)
+    # Pixel centres, from -1 + 1/n to 1 - 1/n. Columns and rows are warped apart and added, x and y each a plane of
+    # its own, which is faster than `affine_grid`.
+    columns, rows = (torch.arange(1 - size, size, 2, device=images.device) / size for size in (width, height))
+    across = sources[:, :, 0, None] * columns  # (b, 2, width)
+    down = sources[:, :, 1, None] * rows + sources[:, :, 2, None]  # (b, 2, height)
+    grid = across.unsqueeze(2) + down.unsqueeze(3)  # (b, 2, height, width)
     if displacement is not None:
         vertical, horizontal = (
             _bicubic_matrix(displacement.shape[axis], size, images.device) for axis, size in ((2, height), (3, width))
         )
-        smooth = (displacement @ horizontal.T).mT @ vertical.T  # (b, 2, width, height)
-        grid = grid + smooth.permute(0, 3, 2, 1) / half
-    warped = F.grid_sample(images.unsqueeze(1).to(grid.dtype), grid, align_corners=False)[:, 0]
+        smooth = (displacement.mT @ vertical.T).mT @ horizontal.T  # (b, 2, height, width)
+        grid = grid + smooth / half.view(2, 1, 1)
+    warped = F.grid_sample(images.unsqueeze(1).to(grid.dtype), grid.permute(0, 2, 3, 1), align_corners=False)[:, 0]
     return warped if images.is_floating_point() else warped.round_().to(images.dtype)
 
 
@@ -153,8 +171,14 @@ class AugmentedDigits(torch.utils.data.Dataset):
         """Draw the warps of an epoch; accelerate's data loaders call this at its start."""
         if epoch != self.epoch:
             is_over = epoch >= self.args.augment_until * self.num_epochs
-            self.warps = None if is_over else draw_warps(self.args, len(self.digits), (self.seed, epoch))
+            self.warps = None if is_over else self._draw(epoch)
             self.epoch = epoch
+
+    def _draw(self, epoch: int) -> list[torch.Tensor]:
+        """The arguments of [`sample_images`] after the images, for all of them."""
+        warps = draw_warps(self.args, len(self.digits), (self.seed, epoch))
+        displacement = [warps.pop("displacement")] if "displacement" in warps else []
+        return [invert_warps(self.digits.images.shape[1:], **warps), *displacement]
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -168,9 +192,7 @@ class AugmentedDigits(torch.utils.data.Dataset):
             return self.digits.__getitems__(indices)
         indices = torch.as_tensor(indices)
         batch = self.digits.select(indices)
-        images = warp_images(
-            batch.images, **{name: value.index_select(0, indices) for name, value in self.warps.items()}
-        )
+        images = sample_images(batch.images, *(warps.index_select(0, indices) for warps in self.warps))
         return {"pixel_values": self.digits.processor.to_pixel_values(images), "labels": batch.labels}
 
 
