@@ -206,6 +206,9 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if files:
         frames, files = read_images(files, processor, data_args.skip_bad_images)
+        for frame, file in zip(frames, files, strict=True):
+            if frame.max() == frame.min():
+                print(f"Nothing is left to see of {file}. If it is dark ink on light paper, pass --do_invert auto.")
         batches, what = [(frames, [{"image": str(file)} for file in files])], "images"
     else:
         batches, source = read_split(args, data_args, processor)

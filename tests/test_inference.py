@@ -124,6 +124,8 @@ def test_photographs_are_framed_on_request(infer, pictures, sample):
     sheet.save(pictures / "sheet.png")
     plain = infer("--image", pictures / "0.png").out.split()[1:3]
     assert infer("--image", pictures / "sheet.png").out.split()[1:3] != plain
+    blank = infer("--image", pictures / "sheet.png", "--do_center", "true").out
+    assert blank.startswith(f"Nothing is left to see of {pictures / 'sheet.png'}. If it is dark ink on light paper, ")
     assert (
         infer("--image", pictures / "sheet.png", "--do_center", "true", "--do_invert", "auto").out.split()[1:3]
         == plain
