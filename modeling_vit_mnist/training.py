@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field
@@ -345,6 +346,17 @@ class RunReport(TrainerCallback):
             )
 
 
+class Stopwatch(TrainerCallback):
+    """Notes with every log entry the seconds of training so far, those before a resume included."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        before = next((entry["elapsed"] for entry in reversed(state.log_history) if "elapsed" in entry), 0.0)
+        self.started = time.time() - before
+
+    def on_log(self, args, state, control, **kwargs):
+        state.log_history[-1]["elapsed"] = time.time() - self.started
+
+
 class QuietProgress(ProgressCallback):
     """Trainer's progress bars without its dictionaries."""
 
@@ -435,11 +447,14 @@ def train(
         if progress is not None:
             progress.close()
     trainer.remove_callback(RunReport)
+    # Trainer counts from the last resume on.
+    elapsed = trainer.state.log_history[-1]["elapsed"]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     results = measure(trainer, digits)
     results |= {
-        "train_loss": output.metrics["train_loss"],
-        "train_runtime": output.metrics["train_runtime"],
-        "duration": time.time() - started,
+        "train_loss": statistics.fmean(losses) if losses else output.metrics["train_loss"],
+        "train_runtime": elapsed,
+        "duration": time.time() - started + elapsed - output.metrics["train_runtime"],
         "ended_at": datetime.now().isoformat(sep=" ", timespec="seconds"),
         "device": describe_device(args),
         "versions": hub.describe_versions(),
@@ -476,7 +491,7 @@ def make_trainer(
         compute_metrics=lambda output: {
             name: value for name, value in compute_metrics(output).items() if isinstance(value, float)
         },
-        callbacks=[RunReport()],
+        callbacks=[Stopwatch(), RunReport()],
     )
     if args.optim == "natural_gradient":
         drawn_from = train_digits

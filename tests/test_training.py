@@ -137,6 +137,22 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(finished, tmp_path, 
     assert not list(folder.glob("checkpoint-*"))
 
 
+def test_a_resumed_run_records_the_time_and_loss_of_all_its_parts(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stop):
+            train(*arguments(tmp_path))
+    record = tmp_path / "checkpoint-8" / "trainer_state.json"
+    state = json.loads(record.read_text())
+    state["log_history"][-1]["elapsed"] = 1000.0
+    record.write_text(json.dumps(state))
+    results = train(*arguments(tmp_path))
+    assert 1000 < results["train_runtime"] < results["duration"] < 1100
+    assert results["train_loss"] == pytest.approx(finished[1]["train_loss"])
+    history = json.loads((tmp_path / "history.json").read_text())["log_history"]
+    assert 1000 < history[-1]["elapsed"] < 1100
+
+
 @pytest.mark.parametrize(
     "torn", ["model.safetensors", "optimizer.pt", "trainer_state.json", "half of trainer_state.json"]
 )
