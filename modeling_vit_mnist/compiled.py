@@ -15,15 +15,20 @@ logger = logging.getLogger(__name__)
 
 def compile_training(model: VitMnistForImageClassification, batch_size: int) -> None:
     """
-    Have `model.forward` compute training passes over `batch_size` images by [`classify`], compiled at the first of
-    them. Every other pass, and every pass where compiling fails, which is said once, stays as it was.
+    Have `model.forward` compute training passes over `batch_size` images by [`classify`], compiled with their loss at
+    the first of them. Every other pass, and every pass where compiling fails, which is said once, stays as it was.
 
     Args:
         model: A classifier on the CPU; its `forward` is replaced on this instance alone.
         batch_size (`int`): Images per pass. An epoch's last, shorter batch is not worth a compilation of its own.
     """
-    plain, compiled = model.forward, torch.compile(classify, dynamic=False)
     weights, activation = dict(model.named_parameters()), model.vit.blocks[0].mlp.act
+
+    def compute(pixel_values, labels, **kwargs):
+        logits = classify(weights, model.config, activation, pixel_values, training=True)
+        return logits, None if labels is None else model.compute_loss(logits, labels, **kwargs)
+
+    plain, compiled = model.forward, torch.compile(compute, dynamic=False)
 
     @functools.wraps(plain)
     def forward(pixel_values, labels=None, **kwargs):
@@ -32,12 +37,11 @@ def compile_training(model: VitMnistForImageClassification, batch_size: int) -> 
         if compiled is None or not trains or kwargs.get("interpolate_pos_encoding"):
             return plain(pixel_values, labels=labels, **kwargs)
         try:
-            logits = compiled(weights, model.config, activation, pixel_values, training=True)
+            logits, loss = compiled(pixel_values, labels, **kwargs)
         except Exception as error:  # of the compiler that torch finds, or does not find, on this machine
             logger.warning("The training pass cannot be compiled, which costs speed: %s", str(error).splitlines()[0])
             compiled = None
             return plain(pixel_values, labels=labels, **kwargs)
-        loss = None if labels is None else model.compute_loss(logits, labels, **kwargs)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     model.forward = forward
