@@ -311,6 +311,8 @@ def test_card_of_other_images_does_not_speak_of_digits(saved):
         card = hub.fill_card(describe(saved[0]), RESULTS | {"dataset": dataset})
         assert "kept sample" not in card and "handwritten" not in card and "name: MNIST" not in card
         assert f"images of\n{dataset}" in card
+        limits = card.partition("## Limits")[2]
+        assert f"images like those of {dataset}" in limits and "digit" not in limits and "MNIST" not in limits
 
 
 def test_python_snippets_of_the_card_run(tmp_path):
