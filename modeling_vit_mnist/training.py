@@ -266,8 +266,9 @@ class VitMnistTrainer(Trainer):
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
         # Looked at once, when accelerate wraps the model for several processes.
-        handler, state = self.accelerator.ddp_handler, {"timeout": self.args.ddp_timeout}
-        self.accelerator.ddp_handler = SharedGradients(**handler.to_kwargs(), comm_state_option=state)
+        options = self.accelerator.ddp_handler.to_kwargs()
+        options |= {"gradient_as_bucket_view": True, "comm_state_option": {"timeout": self.args.ddp_timeout}}
+        self.accelerator.ddp_handler = SharedGradients(**options)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model=None):
