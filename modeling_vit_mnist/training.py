@@ -8,6 +8,7 @@ checkpoint left it, and a folder that holds a different run is left alone.
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import math
@@ -448,12 +449,11 @@ def train(
         if progress is not None:
             progress.close()
     trainer.remove_callback(RunReport)
-    # Trainer counts from the last resume on.
+    # Trainer's own time and mean loss are wrong after a resume: it counts from there on.
     elapsed = trainer.state.log_history[-1]["elapsed"]
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     results = measure(trainer, digits)
     results |= {
-        "train_loss": statistics.fmean(losses) if losses else output.metrics["train_loss"],
+        "train_loss": mean_loss(trainer.state.log_history, output.metrics["train_loss"]),
         "train_runtime": elapsed,
         "duration": time.time() - started + elapsed - output.metrics["train_runtime"],
         "ended_at": datetime.now().isoformat(sep=" ", timespec="seconds"),
@@ -511,6 +511,15 @@ def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
     if args.max_steps < 1:
         return args.num_train_epochs
     return args.max_steps / math.ceil(num_images / args.total_train_batch_size)
+
+
+def mean_loss(log_history: list[dict], default: float) -> float:
+    """The loss of a whole run, from what was logged of each stretch of steps; `default` where nothing was."""
+    logged = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    if not logged:
+        return default
+    steps, losses = zip(*logged, strict=True)
+    return statistics.fmean(losses, weights=[end - start for start, end in itertools.pairwise((0, *steps))])
 
 
 def measure(trainer: Trainer, digits: dict[str, Digits | StreamedDigits]) -> dict:

@@ -153,6 +153,12 @@ def test_a_resumed_run_records_the_time_and_loss_of_all_its_parts(finished, tmp_
     assert 1000 < history[-1]["elapsed"] < 1100
 
 
+def test_stretches_of_the_log_count_by_their_steps():
+    history = [{"step": 30, "loss": 1.0}, {"step": 30, "eval_loss": 9.0}, {"step": 40, "loss": 0.2}]
+    assert training.mean_loss(history, 5.0) == pytest.approx(0.8)
+    assert training.mean_loss(history[1:2], 5.0) == 5.0
+
+
 @pytest.mark.parametrize(
     "torn", ["model.safetensors", "optimizer.pt", "trainer_state.json", "half of trainer_state.json"]
 )
