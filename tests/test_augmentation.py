@@ -105,6 +105,14 @@ def test_a_warp_depends_on_seed_epoch_and_index_alone(sample):
     assert not torch.equal(together[1], other[6]["pixel_values"])
 
 
+def test_each_image_is_warped_by_its_own_draw(sample):
+    digits = AugmentedDigits(sample["train"], ALL, seed=3, num_epochs=10)
+    digits.set_epoch(4)
+    every = warp_images(sample["train"].images, **draw_warps(ALL, len(digits), (3, 4)))
+    expected = sample["train"].processor.to_pixel_values(every[[7, 2, 300]])
+    torch.testing.assert_close(digits.__getitems__([7, 2, 300])["pixel_values"], expected, rtol=0, atol=1e-6)
+
+
 def test_warps_stay_within_what_was_asked():
     warps = draw_warps(ALL, 3000, (0, 0))
     assert warps["shift"].abs().max() == pytest.approx(2, rel=1e-2)
