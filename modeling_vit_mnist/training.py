@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -141,6 +142,9 @@ class VitMnistTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             # Said aloud, or Trainer refuses bf16, and several processes train each on its own.
             self.use_cpu = True
+        if self.use_cpu:
+            # Or accelerate names it "cpu:0" among several processes, and torch copies every batch from "cpu" to there.
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
         # transformers checks the name against those it knows.
         asked, self.optim = self.optim, "adamw_torch" if self.optim in OUR_OPTIMIZERS else self.optim
         super().__post_init__()

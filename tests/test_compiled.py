@@ -105,6 +105,9 @@ def test_only_training_passes_of_the_batch_size_are_compiled(graphs_only, monkey
     assert is_compiled()
     assert not is_compiled(size=BATCH - 1)
     assert not is_compiled(interpolate_pos_encoding=True)
+    calls.clear()
+    model(make_batch(model)[0]).logits.sum().backward()  # for a loss of one's own
+    assert not calls
     with torch.no_grad():
         assert not is_compiled()
     model.eval()
@@ -117,6 +120,17 @@ def test_num_items_in_batch_scales_the_loss(graphs_only):
     expected = model(pixel_values, labels=labels).loss / 2
     compiled.compile_training(model, BATCH)
     torch.testing.assert_close(model(pixel_values, labels=labels, num_items_in_batch=2 * BATCH).loss, expected)
+
+
+def test_gradients_follow_the_loss_and_add_up(graphs_only):
+    model, plain = make(), make()
+    pixel_values, labels = make_batch(model)
+    compiled.compile_training(model, BATCH)
+    for scale in (1.0, 0.25):
+        for each in (model, plain):
+            (scale * each(pixel_values, labels=labels).loss).backward()
+    expected = [param.grad for param in plain.parameters()]
+    torch.testing.assert_close([param.grad for param in model.parameters()], expected)
 
 
 def test_without_a_compiler_the_pass_stays_as_it_was(monkeypatch, caplog):

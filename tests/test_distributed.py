@@ -13,14 +13,15 @@ from .conftest import ROOT, SAMPLE
 
 
 CONFIG = ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"
-# Runs the script named first, and shows what this package logs for those who ask.
+# Runs the script named first, and shows what this package logs for those who ask, and each process's device.
 TALKATIVE = """
-import logging, os, runpy, sys
+import logging, os, runpy, sys, accelerate
 logging.basicConfig()
 logging.getLogger("modeling_vit_mnist").setLevel("INFO")
 sys.argv.pop(0)
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
+print(f"device {accelerate.PartialState().device}.", flush=True)
 """
 SHARED = "Averaging gradients through shared memory."
 
@@ -54,6 +55,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert done.stderr.count(SHARED) == int(can_share)
     assert out.count("Total parameters: 1,850") == 1 and out.count("Test accuracy") == 1
     assert two["device"].startswith("2 processes")
+    assert out.count("device cpu.") == 2  # not cpu:0, to which torch copies what is on cpu
     # 3,667 images in global batches of 100: 37 steps an epoch, 111 in all, in both.
     assert history[-1]["step"] == history_two[-1]["step"] == 111
     assert two["test_samples"] == 1000 and sum(map(sum, two["test_confusion_matrix"])) == 1000
