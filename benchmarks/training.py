@@ -2,7 +2,8 @@
 Training speed of several ways to train the same network, side by side: images per second, peak memory, ratios.
 
     python benchmarks/training.py                     # every way at batch 256
-    python benchmarks/training.py --own_batch_sizes   # every way at the batch size it comes with
+    OMP_NUM_THREADS=1 python benchmarks/training.py --own_batch_sizes   # at the batch size it comes with, one thread
+    python benchmarks/training.py --ways two package stock original --own_batch_sizes   # all cores of two
     OMP_NUM_THREADS=1 python benchmarks/training.py --ways package apart two --own_batch_sizes   # processes
     python benchmarks/training.py --ways package streaming --images 6000 60000 600000  # do cost and memory stay?
 
@@ -293,10 +294,11 @@ def run_rounds(args: argparse.Namespace, folder: Path) -> None:
             f"({min(speeds):,.0f} to {max(speeds):,.0f}) | {compare(rounds, results[first, images])} "
             f"| {max(round['peak'] for round in rounds):,.0f} |"
         )
-    if "package" in args.ways and not args.images:
-        for way in args.ways:
-            if way != "package":
-                print(f"\n`package` against `{way}`: {compare(results['package', None], results[way, None])}.")
+    if not args.images:
+        for ours in [way for way in ("package", "two") if way in args.ways]:
+            for way in args.ways:
+                if way != ours:
+                    print(f"\n`{ours}` against `{way}`: {compare(results[ours, None], results[way, None])}.")
     print(f"\nn = {args.rounds} rounds of {args.steps - args.warmup} steps; {describe_machine()}.")
 
 
