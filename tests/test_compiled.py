@@ -131,6 +131,10 @@ def test_gradients_follow_the_loss_and_add_up(graphs_only):
             (scale * each(pixel_values, labels=labels).loss).backward()
     expected = [param.grad for param in plain.parameters()]
     torch.testing.assert_close([param.grad for param in model.parameters()], expected)
+    model.zero_grad(set_to_none=False)
+    assert all(param.grad.count_nonzero() == 0 for param in model.parameters())
+    model.zero_grad()
+    assert all(param.grad is None for param in model.parameters())
 
 
 def test_without_a_compiler_the_pass_stays_as_it_was(monkeypatch, caplog):
