@@ -528,7 +528,9 @@ def mean_loss(log_history: list[dict], default: float) -> float:
 
 def measure(trainer: Trainer, digits: dict[str, Digits | StreamedDigits]) -> dict:
     """What the chosen checkpoint does on validation, and, this once, on test; in float32, as it is saved."""
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # off with what --bf16 put around it
+    # The class's own pass again, without what compiling and --bf16 put in its place on this instance.
+    for name in ("forward", "_original_forward"):
+        trainer.model.__dict__.pop(name, None)
     state = trainer.state
     validation = trainer.evaluate()
     test = trainer.predict(digits["test"], metric_key_prefix="test")
