@@ -97,16 +97,18 @@ def test_results_are_those_of_the_saved_weights(finished, sample):
     assert (results["train_samples"], results["test_samples"], results["dataset"]) == (400, 100, "mnist-5k")
 
 
-@pytest.mark.parametrize("compiles", ["yes", "no"])
-def test_results_of_half_precision_are_measured_in_full(compiles, tmp_path, sample, monkeypatch):
+@pytest.mark.parametrize(("recipe", "compiles"), [("tiny", "yes"), ("adam", "yes"), ("small", "yes"), ("small", "no")])
+def test_results_of_recipes_are_those_of_the_saved_weights(recipe, compiles, tmp_path, sample, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # the pass it would compile, as it is
-    flags = "--bf16", f"--compile_training={compiles}", "--num_train_epochs=1"
-    results = train(*arguments(tmp_path / "run", *flags))
+    results = train(*arguments(
+        tmp_path / "run", f"--recipe={ROOT / 'configs' / f'{recipe}.yaml'}", f"--compile_training={compiles}",
+        "--num_train_epochs=1", "--warmup_steps=2", "--fisher_images=100",
+    ))  # fmt: skip
     model, processor = hub.load_checkpoint(tmp_path / "run")
     digits = sample["test"].select(slice(100))
     logits = model(processor.to_pixel_values(digits.images)).logits
     loss = torch.nn.functional.cross_entropy(logits, digits.labels).item()
-    assert results["test_loss"] == pytest.approx(loss, rel=1e-6)
+    assert results["test_loss"] == pytest.approx(loss, rel=1e-6)  # in float32, also where training was not
 
 
 def test_the_best_epoch_on_validation_is_kept(finished):
