@@ -3,18 +3,19 @@ Averages the gradients of CPU processes on one machine through memory that they 
 
 PyTorch's DistributedDataParallel (DDP) averages by gloo, whose receivers sleep until a message wakes them. That can
 take half as long as a step of this network on a virtual machine, for 7 KB. Here every process writes its gradients
-where all can read them, and watches for the others'. DDP's communication hooks, of which this is one, are described at
-https://docs.pytorch.org/docs/stable/ddp_comm_hooks.html.
+where all can read them, and watches for the others'. DDP still starts all processes from the same weights, and is left
+out of the steps, where its bookkeeping takes longer than the averaging.
 """
 
 import logging
+import math
 import mmap
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 2**20  # what DDP averages in one piece; for more, waking up is no longer what takes the time
+MAX_BYTES = 2**20  # for more, waking up is no longer what takes the time
 LINE = 64  # bytes of a cache line
 SPIN = 0.01  # seconds of watching before sleep: a step of 256 images
 
@@ -83,47 +84,62 @@ def open_memory(num_bytes: int, group: dist.ProcessGroup) -> mmap.mmap | None:
 
 class SharedMean:
     """
-    The mean of a tensor over processes that share memory.
+    The mean of tensors over processes that share memory.
 
-    Each process has a count of what it has written, on a cache line of its own, and two places for a tensor, used in
-    turns. It may write its next tensor while others still read its last one, but not the one after: for that it has to
-    have seen that they have written their next, too.
+    Each process has a count of what it has written, on a cache line of its own, and two places for its tensors, used
+    in turns. It may write its next tensors while others still read its last ones, but not those after: for that it has
+    to have seen that they have written their next, too.
 
     Args:
-        memory (`mmap.mmap`): Zeros, at least `num_bytes(size, processes)`.
+        memory (`mmap.mmap`): Zeros, at least `num_bytes(shapes, processes)`.
         rank, processes (`int`): Of this process, and how many there are.
-        size (`int`): Elements of the largest tensor.
+        shapes (sequence of `torch.Size`): Of the tensors, the same in every process.
         timeout (`float`): Seconds to wait for another process.
     """
 
-    def __init__(self, memory: mmap.mmap, rank: int, processes: int, size: int, timeout: float = 1800.0):
+    def __init__(
+        self, memory: mmap.mmap, rank: int, processes: int, shapes: Sequence[torch.Size], timeout: float = 1800.0
+    ):
         self.rank, self.timeout, self.count = rank, timeout, 0
         self.counts = memoryview(memory).cast("q")[: processes * LINE // 8 : LINE // 8]
-        slots = torch.frombuffer(memory, dtype=torch.float32, count=2 * processes * size, offset=processes * LINE)
-        self.slots = slots.view(2, processes, size)
+        sizes = [shape.numel() for shape in shapes]
+
+        def divide(flat: torch.Tensor) -> list[torch.Tensor]:
+            return [piece.view(shape) for piece, shape in zip(flat.split(sizes), shapes, strict=True)]
+
+        places = (2, processes, sum(sizes))
+        slots = torch.frombuffer(memory, dtype=torch.float32, count=math.prod(places), offset=processes * LINE)
+        self.slots = slots.view(places)
+        self.own = [divide(slot) for slot in self.slots[:, rank]]
+        self.mean = torch.empty(sum(sizes))
+        self.means = divide(self.mean)
 
     @staticmethod
-    def num_bytes(size: int, processes: int) -> int:
-        """Of the memory that tensors of up to `size` elements need."""
-        return processes * (LINE + 2 * size * torch.float32.itemsize)
+    def num_bytes(shapes: Sequence[torch.Size], processes: int) -> int:
+        """Of the memory that tensors of these shapes need."""
+        return processes * (LINE + 2 * sum(shape.numel() for shape in shapes) * torch.float32.itemsize)
 
-    def average(self, tensor: torch.Tensor) -> torch.Tensor:
+    def average(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """
-        Replace a tensor by its mean over the processes, the same to the last bit in all of them.
+        The means of tensors over the processes, the same to the last bit in all of them.
 
         Args:
-            tensor (`torch.Tensor` of shape `(n,)`, float32): At most `size` elements, as many in every process.
+            tensors (sequence of `torch.Tensor`, float32): Of the shapes given at first.
+
+        Returns:
+            `list[torch.Tensor]` of these shapes: the same memory at every call.
 
         Raises:
             RuntimeError: another process has not come within `timeout`.
         """
         self.count += 1
-        slots = self.slots[self.count % 2, :, : len(tensor)]  # (processes, n)
-        slots[self.rank].copy_(tensor)
+        turn = self.count % 2
+        torch._foreach_copy_(self.own[turn], tensors)
         self.counts[self.rank] = self.count  # after the numbers, which it announces
         for rank in range(len(self.counts)):
             self._wait(rank)
-        return torch.mean(slots, dim=0, out=tensor)
+        torch.mean(self.slots[turn], dim=0, out=self.mean)
+        return self.means
 
     def _wait(self, rank: int) -> None:
         """Watch at first; then sleep a tenth of the time already waited, as the other may be saving or evaluating."""
@@ -138,27 +154,20 @@ class SharedMean:
                 time.sleep(min(waited / 10, 0.01))
 
 
-def average_gradients(mean: SharedMean, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The hook. Buckets, be there several, come in the same order in every process."""
-    future = torch.futures.Future()
-    future.set_result(mean.average(bucket.buffer()))
-    return future
-
-
-def share_gradients(model: DistributedDataParallel, timeout: float = 1800.0) -> bool:
+def share_memory(model: DistributedDataParallel, timeout: float = 1800.0) -> SharedMean | None:
     """
-    Have DDP average gradients through shared memory from now on, where [`can_share`] says so and there is such memory.
-    Every process must call it, once.
+    The mean of a model's gradients through shared memory, where [`can_share`] says so and there is such memory; DDP
+    then averages them no more. Every process must call it, once.
 
     Args:
         model: As DDP has wrapped it, before its first backward.
         timeout: Seconds that one process waits for another's gradients.
 
     Returns:
-        `bool`: Whether it does; the same in every process.
+        [`SharedMean`], or `None`, the same in every process.
     """
     group, parameters = model.process_group, [param for param in model.parameters() if param.requires_grad]
-    size, device = sum(param.numel() for param in parameters), parameters[0].device.type
+    shapes, device = [param.shape for param in parameters], parameters[0].device.type
     cores = [set()] * group.size()
     if device == "cpu" and hasattr(os, "sched_getaffinity"):
         dist.all_gather_object(cores, os.sched_getaffinity(0), group=group)
@@ -172,10 +181,12 @@ def share_gradients(model: DistributedDataParallel, timeout: float = 1800.0) -> 
         dtypes={param.dtype for param in parameters},
         num_bytes=sum(param.nbytes for param in parameters),
     ):
-        memory = open_memory(SharedMean.num_bytes(size, group.size()), group)
-    if memory is not None:
-        model.register_comm_hook(SharedMean(memory, group.rank(), group.size(), size, timeout), average_gradients)
-    return memory is not None
+        memory = open_memory(SharedMean.num_bytes(shapes, group.size()), group)
+    if memory is None:
+        return None
+    model.require_backward_grad_sync = False  # as under `no_sync`, for good
+    model.zero_grad = model.module.zero_grad  # DDP's own walks over all modules in search of the weights
+    return SharedMean(memory, group.rank(), group.size(), shapes, timeout)
 
 
 def leave_group() -> None:
@@ -186,9 +197,21 @@ def leave_group() -> None:
 
 @dataclass
 class SharedGradients(DistributedDataParallelKwargs):
-    """accelerate's arguments of DDP. Of `comm_state_option`, `timeout` is that of [`share_gradients`]."""
+    """accelerate's arguments of DDP, and what averages in its place. The timeout is a `comm_state_option`."""
+
+    def __post_init__(self):
+        self.mean, self.parameters = None, []
 
     def register_comm_hook(self, model: DistributedDataParallel) -> None:
         """Called by accelerate, once, for the model that it has wrapped."""
-        if share_gradients(model, **self.comm_state_option):
+        self.mean = share_memory(model, **self.comm_state_option)
+        self.parameters = [param for param in model.parameters() if param.requires_grad]
+        if self.mean is not None:
             logger.info("Averaging gradients through shared memory.")
+
+    def average(self) -> None:
+        """After the backward of a step: its gradients' mean over the processes, where DDP has not averaged them."""
+        if self.mean is not None:
+            means = self.mean.average([param.grad for param in self.parameters])
+            for param, mean in zip(self.parameters, means, strict=True):
+                param.grad = mean

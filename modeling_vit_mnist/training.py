@@ -299,9 +299,16 @@ class VitMnistTrainer(Trainer):
         return [name for name in names if not name.endswith(("cls_token", "pos_embed"))]
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward, without the cases of sharded models and of optimizers that need more than a step."""
         if self.args.optim not in PLAIN_OPTIMIZERS or self.is_deepspeed_enabled or self.args.torch_empty_cache_steps:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._plain_training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.accelerator.ddp_handler.average()
+        return loss
+
+    def _plain_training_step(self, model, inputs, num_items_in_batch) -> torch.Tensor:
+        """Forward and backward, without the cases of sharded models and of optimizers that need more than a step."""
         if not model.training:
             model.train()
         inputs = self._prepare_inputs(inputs)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_vit_mnist import processes
-from modeling_vit_mnist.processes import MAX_BYTES, SharedMean, can_share, share_gradients
+from modeling_vit_mnist.processes import MAX_BYTES, SharedGradients, SharedMean, can_share
 
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory is used on Linux alone")
@@ -51,13 +51,21 @@ def test_used_only_where_it_is_right(change, expected):
     assert can_share(**RIGHT | change) is expected
 
 
-def shared_mean(rank: int, memory: mmap.mmap, size: int = 5, **kwargs) -> SharedMean:
-    return SharedMean(memory, rank, processes=2, size=size, **kwargs)
+SHAPES = [torch.Size([2]), torch.Size([3, 1])]
+
+
+def shared_mean(rank: int, memory: mmap.mmap, **kwargs) -> SharedMean:
+    return SharedMean(memory, rank, processes=2, shapes=SHAPES, **kwargs)
+
+
+def average_flat(mean: SharedMean, numbers: torch.Tensor) -> torch.Tensor:
+    """Of five numbers, by two tensors."""
+    return torch.cat([part.flatten() for part in mean.average([numbers[:2].clone(), numbers[2:, None].clone()])])
 
 
 def test_a_process_may_be_one_tensor_ahead():
     """What it writes while the other still reads must not be what is read."""
-    memory = mmap.mmap(-1, SharedMean.num_bytes(5, 2))
+    memory = mmap.mmap(-1, SharedMean.num_bytes(SHAPES, 2))
     ahead, behind = shared_mean(0, memory), shared_mean(1, memory)
     read = []
     wait = behind._wait
@@ -68,18 +76,18 @@ def test_a_process_may_be_one_tensor_ahead():
 
     behind._wait = wait_and_dawdle
     tensors = torch.randn(2, 4, 5)
-    thread = threading.Thread(target=lambda: read.extend(behind.average(t.clone()) for t in tensors[1]))
+    thread = threading.Thread(target=lambda: read.extend(average_flat(behind, numbers) for numbers in tensors[1]))
     thread.start()
-    for tensor, mean in zip(tensors[0], tensors.mean(0), strict=True):
-        assert torch.equal(ahead.average(tensor.clone()), mean)
+    for numbers, mean in zip(tensors[0], tensors.mean(0), strict=True):
+        assert torch.equal(average_flat(ahead, numbers), mean)
     thread.join()
     assert torch.equal(torch.stack(read), tensors.mean(0))
 
 
 def test_a_process_that_does_not_come_is_named():
-    mean = shared_mean(0, mmap.mmap(-1, SharedMean.num_bytes(5, 2)), timeout=0.05)
+    mean = shared_mean(0, mmap.mmap(-1, SharedMean.num_bytes(SHAPES, 2)), timeout=0.05)
     with pytest.raises(RuntimeError, match="Process 1 has sent no gradients"):
-        mean.average(torch.zeros(5))
+        average_flat(mean, torch.zeros(5))
 
 
 class GivenGradients(nn.Module):
@@ -110,8 +118,8 @@ def test_several_processes(world_size, tmp_path):
         run_process, (world_size, tmp_path), nprocs=world_size, start_method="forkserver"
     )
     first, *others = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
-    assert len(first) == 5 * len(STEPS)
-    for step, got in zip(5 * [*STEPS], first, strict=True):
+    assert len(first) == 4 * len(STEPS)
+    for step, got in zip(4 * [*STEPS], first, strict=True):
         given = torch.stack([draw(rank, step) for rank in range(world_size)])[:, : 1 + step % 2]
         error = (got - given.double().sum(1).mean(0)).abs()
         assert (error <= 1e-6 * given.abs().sum((0, 1))).all()
@@ -126,8 +134,7 @@ def run_process(rank: int, world_size: int, folder: Path) -> None:
     os.sched_getaffinity = lambda pid: set(range(world_size))  # whatever this machine has
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     gradients = []
-    for bucket_cap_mb in (25, 0.001):  # one bucket; several, which DDP fills anew after the first step
-        gradients += averages(rank, bucket_cap_mb)
+    gradients += averages(rank)
     leaves_nothing_and_waits_without_work(rank)
     for spin in (0, 10):
         can_be_interrupted(rank, spin)
@@ -137,30 +144,37 @@ def run_process(rank: int, world_size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def average(model: DistributedDataParallel, rank: int) -> list[torch.Tensor]:
+def wrap() -> tuple[DistributedDataParallel, SharedGradients]:
+    """A model, as accelerate wraps it."""
+    model, handler = DistributedDataParallel(GivenGradients()), SharedGradients()
+    handler.register_comm_hook(model)
+    return model, handler
+
+
+def average(model: DistributedDataParallel, handler: SharedGradients, rank: int) -> list[torch.Tensor]:
     """The gradients of some steps; odd ones are of two batches, put together."""
     gradients = []
     for step in STEPS:
         first, second = draw(rank, step)
-        model.zero_grad()
+        model.zero_grad(set_to_none=step < 4)
         if step % 2:
             with model.no_sync():
                 model(first).backward()
             assert torch.equal(model.module.gradients(), first)
         model(second if step % 2 else first).backward()
+        handler.average()
         gradients.append(model.module.gradients())
     return gradients
 
 
-def averages(rank: int, bucket_cap_mb: float) -> list[torch.Tensor]:
-    model = DistributedDataParallel(GivenGradients(), bucket_cap_mb=bucket_cap_mb)
-    assert share_gradients(model)
-    return average(model, rank)
+def averages(rank: int) -> list[torch.Tensor]:
+    model, handler = wrap()
+    assert handler.mean is not None
+    return average(model, handler, rank)
 
 
 def leaves_nothing_and_waits_without_work(rank: int) -> None:
-    model = DistributedDataParallel(GivenGradients())
-    assert share_gradients(model)
+    model, handler = wrap()
     shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]
     assert shared and all(line.endswith("(deleted)") for line in shared)
     dist.barrier()
@@ -168,20 +182,21 @@ def leaves_nothing_and_waits_without_work(rank: int) -> None:
         time.sleep(0.5)
     started, worked = time.monotonic(), time.process_time()
     model(draw(rank, 0)[0]).backward()
+    handler.average()
     if rank == 0:
         assert time.monotonic() - started > 0.4
         assert time.process_time() - worked < 0.2
 
 
 def can_be_interrupted(rank: int, spin: float) -> None:
-    model = DistributedDataParallel(GivenGradients())
-    assert share_gradients(model)
+    model, handler = wrap()
     if rank == 0:  # the others never come
         processes.SPIN = spin
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background commands lack
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        model(draw(rank, 0)[0]).backward()
         with pytest.raises(KeyboardInterrupt):
-            model(draw(rank, 0)[0]).backward()
+            handler.average()
     dist.barrier()
 
 
@@ -191,8 +206,8 @@ def falls_back(rank: int) -> list[torch.Tensor]:
     no_file = mock.patch.object(processes.tempfile, "TemporaryFile", side_effect=FileNotFoundError)
     one_machine = mock.patch.dict(os.environ, LOCAL_WORLD_SIZE="1")
     for trouble, where in ((no_memory, rank == 1), (no_file, rank == 0), (one_machine, True)):
-        model = DistributedDataParallel(GivenGradients())
         with trouble if where else contextlib.nullcontext():
-            assert not share_gradients(model)
-        gradients += average(model, rank)
+            model, handler = wrap()
+        assert handler.mean is None
+        gradients += average(model, handler, rank)
     return gradients

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from modeling_vit_mnist import hub, runs, training
 from modeling_vit_mnist.data import load_digits
 from modeling_vit_mnist.errors import InputError
+from modeling_vit_mnist.processes import SharedGradients
 from modeling_vit_mnist.training import parse_arguments, train
 
 from .conftest import ROOT, SAMPLE
@@ -294,6 +295,29 @@ def test_accumulated_batches_count_as_one(tmp_path, finished):
     parts = weights(tmp_path / "parts")
     for name, value in weights(tmp_path / "whole").items():
         torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("optim", ["adam", "adagrad"])
+def test_gradients_are_averaged_once_a_step(tmp_path, monkeypatch, optim):
+    """Accumulated ones too, and before the optimizer sees them: where the average is zero, nothing is trained."""
+    models, starts, averaged = [], [], []
+
+    def make_trainer(model, *args, make=training.make_trainer):
+        models.append(model)
+        starts.append({name: value.clone() for name, value in model.state_dict().items()})
+        return make(model, *args)
+
+    def average(handler):
+        averaged.append(handler)
+        models[0].zero_grad(set_to_none=False)
+
+    monkeypatch.setattr(training, "make_trainer", make_trainer)
+    monkeypatch.setattr(SharedGradients, "average", average)
+    flags = ["--gradient_accumulation_steps=3", "--per_device_train_batch_size=20", "--max_steps=4"]
+    train(*arguments(tmp_path, f"--optim={optim}", "--weight_decay=0", *flags))
+    assert len(averaged) == 4
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, starts[0][name])
 
 
 @pytest.mark.parametrize(("optim", "whole"), [("adam", False), ("adamw_torch", False), ("adagrad", True)])
