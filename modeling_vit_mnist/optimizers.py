@@ -6,10 +6,12 @@ network predicts (Amari, 1998, "Natural Gradient Works Efficiently in Learning")
 by one, the Fisher matrix also undoes their correlations.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -73,14 +75,17 @@ class NaturalGradient(torch.optim.Optimizer):
     @torch.no_grad()
     def update_fisher(self, gradients: torch.Tensor) -> None:
         """
-        Take in per-sample gradients.
+        Take in per-sample gradients; among several processes, those of all, each of which must call it.
 
         Args:
             gradients (`torch.Tensor` of shape `(n, parameters)`): Of the negative log-likelihood of labels drawn from
                 the model's own predictions; with the data's labels it would not be the Fisher matrix (Kunstner et al.,
-                2019, https://arxiv.org/abs/1905.12558).
+                2019, https://arxiv.org/abs/1905.12558). As many in every process.
         """
         fisher = gradients.T @ gradients / len(gradients)  # (parameters, parameters)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(fisher)
+            fisher /= dist.get_world_size()
         state, group = self.state[self.params[0]], self.param_groups[0]
         state["fisher"] = torch.lerp(fisher, state["fisher"], group["fisher_decay"]) if "fisher" in state else fisher
         self.inverse = None
@@ -158,7 +163,8 @@ def sampled_gradients(
 
 class FisherUpdates(TrainerCallback):
     """
-    Keeps the matrix of [`NaturalGradient`] up to date once the warmup, which is Adam's, is over.
+    Keeps the matrix of [`NaturalGradient`] up to date once the warmup, which is Adam's, is over. Several processes
+    share the images that it is measured on.
 
     Args:
         dataset: Training images, or some of them, which are drawn from; batches by `__getitems__`.
@@ -183,11 +189,12 @@ class FisherUpdates(TrainerCallback):
         progress = step / (state.max_steps - warmup)
         for group in optimizer.param_groups:
             group["damping"] = args.damping * (args.final_damping / args.damping) ** progress
-        # Drawn from (seed, step) alone, so that a resumed run and every process measure the same.
+        # Drawn from (seed, step) alone, so that a resumed run measures the same.
         draw = np.random.default_rng((args.seed, state.global_step))
-        indices = draw.integers(len(self.dataset), size=args.fisher_images)
+        shares = (args.world_size, math.ceil(args.fisher_images / args.world_size))
+        indices = draw.integers(len(self.dataset), size=shares)[args.process_index]
         images = self.dataset.__getitems__(indices)["pixel_values"].to(args.device)
-        labels = torch.Generator(args.device).manual_seed(int(draw.integers(2**31)))
+        labels = torch.Generator(args.device).manual_seed(int(draw.integers(2**31)) + args.process_index)
         getattr(optimizer, "optimizer", optimizer).update_fisher(
             sampled_gradients(unwrap_model(model), images, labels)
         )

@@ -1,12 +1,17 @@
 """The natural gradient against closed forms, plain autograd and torch's Adam."""
 
+import itertools
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import TrainerState
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification
 from modeling_vit_mnist.errors import InputError
-from modeling_vit_mnist.optimizers import NaturalGradient, sampled_gradients
+from modeling_vit_mnist.optimizers import FisherUpdates, NaturalGradient, sampled_gradients
 from modeling_vit_mnist.training import train
 
 from .test_training import arguments, stop_after, weights
@@ -95,6 +100,39 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert all(
         torch.equal(value, weights(tmp_path / "cut")[name]) for name, value in weights(tmp_path / "whole").items()
     )
+
+
+@pytest.mark.parametrize(("num_images", "world_size"), [(64, 1), (64, 2), (1, 2), (10, 3)])
+def test_processes_share_the_images_of_the_matrix(num_images, world_size):
+    """All of them together measure the images that one would, and draw other labels for them."""
+    model, measured = VitMnistForImageClassification(VitMnistConfig(attn_implementation="eager")), []
+
+    class Images:
+        def __len__(self):
+            return 1000
+
+        def __getitems__(self, indices):
+            measured.append(indices.tolist())
+            return {"pixel_values": torch.zeros(len(indices), 1, 28, 28)}
+
+    def measure(world_size, rank):
+        args = SimpleNamespace(
+            fisher_images=num_images, world_size=world_size, process_index=rank, fisher_steps=5, seed=0, damping=0.1,
+            final_damping=0.1, device=torch.device("cpu"), get_warmup_steps=lambda max_steps: 0,
+        )  # fmt: skip
+        optimizer = NaturalGradient(model.parameters())
+        state = TrainerState(global_step=0, max_steps=10)
+        with mock.patch.object(optimizer, "update_fisher") as update:
+            FisherUpdates(Images()).on_step_begin(args, state, None, model=model, optimizer=optimizer)
+        return update.call_args[0][0]
+
+    measure(1, 0)
+    gradients = [measure(world_size, rank) for rank in range(world_size)]
+    one, *shares = measured
+    assert len({len(share) for share in shares}) == 1  # as many in each, and at least one
+    assert list(itertools.chain(*shares))[:num_images] == one
+    for other in gradients[1:]:
+        assert not torch.equal(other, gradients[0])
 
 
 def test_large_networks_are_refused(tmp_path):

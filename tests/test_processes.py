@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_vit_mnist import processes
+from modeling_vit_mnist.optimizers import NaturalGradient
 from modeling_vit_mnist.processes import MAX_BYTES, SharedGradients, SharedMean, can_share
 
 
@@ -139,6 +140,7 @@ def run_process(rank: int, world_size: int, folder: Path) -> None:
     for spin in (0, 10):
         can_be_interrupted(rank, spin)
     gradients += falls_back(rank)
+    measures_one_fisher_matrix(rank, world_size)
     torch.save(gradients, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -211,3 +213,12 @@ def falls_back(rank: int) -> list[torch.Tensor]:
         assert handler.mean is None
         gradients += average(model, handler, rank)
     return gradients
+
+
+def measures_one_fisher_matrix(rank: int, world_size: int) -> None:
+    rows = torch.randn(world_size, 40, 7, generator=torch.Generator().manual_seed(0))
+    weight = nn.Parameter(torch.zeros(7))
+    optimizer = NaturalGradient([weight])
+    optimizer.update_fisher(rows[rank])
+    expected = torch.einsum("pni,pnj->ij", rows, rows) / (40 * world_size)
+    torch.testing.assert_close(optimizer.state[weight]["fisher"], expected)
