@@ -18,13 +18,12 @@ apart     `package` in two processes that do not know of each other, half the ba
 stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
 original  a DataLoader that makes every image a tensor and normalises it, same network, Adam
 
-Each measurement is a process of its own; the rounds take turns, so that a noisy machine is unfair to all alike. Needs
-a dataset on disk: --dataset_name or $VIT_MNIST_DATASET.
+Every way is a process of its own. All are started, and then take turns of a few seconds, in which the others sleep:
+each is compared with what ran right beside it, as a shared machine is faster in one minute than in the next. Needs a
+dataset on disk: --dataset_name or $VIT_MNIST_DATASET.
 """
 
 import argparse
-import functools
-import json
 import os
 import resource
 import statistics
@@ -32,11 +31,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import psutil
 from accuracy import describe_machine
+from tqdm import tqdm
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,19 +53,50 @@ OWN_BATCH_SIZES = {
     "stock": 8,
     "original": 64,
 }  # 8: TrainingArguments' default; 512: 256 in each process
+MAX_STEPS = 2_000_000  # never reached
 LAUNCH = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'configs/accelerate/two_cpu_processes.yaml'}"]
 
 
-def stamps_to_speed(stamps: list[float], batch_size: int, warmup: int) -> float:
-    return batch_size * (len(stamps) - 1 - warmup) / (stamps[-1] - stamps[warmup])
+class Turns:
+    """
+    The turns of one process among others. It shares two files with the process that started it: `board` tells whose
+    turn it is and who started all, and has a seat for every process's peak memory, once it is warm; the other one is
+    for the times at which this process's steps began.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.number, self.warmup, self.steps = args.number, args.warmup, 0
+        self.seat = seats(args.number)[int(os.environ.get("RANK", "0")) or args.second]
+        self.board = np.memmap(args.board, dtype=np.int64, mode="r+")
+        self.stamps = np.memmap(f"{args.board}-{self.seat}", dtype=np.float64, mode="w+", shape=MAX_STEPS)
+
+    def step(self) -> None:
+        """Called as a step begins: returns in a turn of this process."""
+        while self.board[0] != self.number:
+            self._check()
+            time.sleep(0.01)
+        if self.steps >= self.warmup and self.steps % 50 == 0:
+            self._check()
+            self.board[self.seat] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.stamps[self.steps] = time.monotonic()
+        self.steps += 1
+
+    def _check(self) -> None:
+        if not psutil.pid_exists(int(self.board[1])):
+            os._exit(1)
 
 
-def watch(stamps: list[float]):
+def seats(number: int) -> range:
+    """Of the one or two processes of a way on the board."""
+    return range(2 + 2 * number, 4 + 2 * number)
+
+
+def watch(turns: Turns):
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            stamps.append(time.perf_counter())
+            turns.step()
 
     return Watch()
 
@@ -86,33 +119,31 @@ def load(args: argparse.Namespace):
     return digits
 
 
-def package(args: argparse.Namespace, flags: list[str]) -> float:
+def package(args: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
     from modeling_vit_mnist import training
 
     with tempfile.TemporaryDirectory() as folder:
         model_args, _, augmentation, train_args = training.parse_arguments([
-            f"--recipe={ROOT / 'configs/adam.yaml'}", f"--output_dir={folder}", f"--max_steps={args.steps}",
+            f"--recipe={ROOT / 'configs/adam.yaml'}", f"--output_dir={folder}", f"--max_steps={MAX_STEPS}",
             f"--per_device_train_batch_size={args.batch_size}", "--eval_strategy=no", "--save_strategy=no",
             "--load_best_model_at_end=False", "--compile_training=yes", *flags,
         ])  # fmt: skip
         digits = load(args)
         model = training.build_model(model_args, digits["train"].names)
         trainer = training.make_trainer(model, digits, augmentation, train_args)
-        stamps = []
-        trainer.add_callback(watch(stamps))
+        trainer.add_callback(watch(turns))
         trainer.train()
-    return stamps_to_speed(stamps, args.batch_size, args.warmup) * train_args.world_size
 
 
-def natural(args: argparse.Namespace, flags: list[str]) -> float:
-    return package(args, [f"--recipe={ROOT / 'configs/tiny.yaml'}", f"--warmup_steps={args.warmup // 2}", *flags])
+def natural(args: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
+    package(args, turns, [f"--recipe={ROOT / 'configs/tiny.yaml'}", f"--warmup_steps={args.warmup // 2}", *flags])
 
 
-def eager(args: argparse.Namespace, flags: list[str]) -> float:
-    return package(args, ["--compile_training=no", *flags])
+def eager(args: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
+    package(args, turns, ["--compile_training=no", *flags])
 
 
-def stock(args: argparse.Namespace, flags: list[str]) -> float:
+def stock(args: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
     import datasets
     import torch
     from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -134,18 +165,16 @@ def stock(args: argparse.Namespace, flags: list[str]) -> float:
             "labels": torch.tensor([example["labels"] for example in examples]),
         }
 
-    stamps = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             TrainingArguments(
-                folder, max_steps=args.steps, per_device_train_batch_size=args.batch_size, save_strategy="no",
+                folder, max_steps=MAX_STEPS, per_device_train_batch_size=args.batch_size, save_strategy="no",
                 remove_unused_columns=False, disable_tqdm=True,
             ),
-            train_dataset=train.with_transform(transform), data_collator=collate, callbacks=[watch(stamps)],
+            train_dataset=train.with_transform(transform), data_collator=collate, callbacks=[watch(turns)],
         )  # fmt: skip
         trainer.train()
-    return stamps_to_speed(stamps, args.batch_size, args.warmup)
 
 
 def bare_model():
@@ -154,25 +183,22 @@ def bare_model():
     return VitMnistForImageClassification(VitMnistConfig(attn_implementation="eager")).train()
 
 
-def loop(batches, args: argparse.Namespace) -> float:
+def loop(batches, turns: Turns) -> None:
     """Forward, backward and Adam, and nothing else."""
     import torch
 
     model = bare_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02, betas=(0.9, 0.99), fused=True)
-    stamps = []
     while True:
         for pixel_values, labels in batches():
-            stamps.append(time.perf_counter())
-            if len(stamps) == args.steps:
-                return stamps_to_speed(stamps, args.batch_size, args.warmup)
+            turns.step()
             loss = torch.nn.functional.cross_entropy(model(pixel_values).logits, labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
 
-def bare(args: argparse.Namespace, flags: list[str]) -> float:
+def bare(args: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
     import torch
 
     train = load(args)["train"]
@@ -182,11 +208,10 @@ def bare(args: argparse.Namespace, flags: list[str]) -> float:
         for indices in torch.randperm(len(train)).split(args.batch_size):
             yield pixel_values.index_select(0, indices), train.labels.index_select(0, indices)
 
-    return loop(batches, args)
+    loop(batches, turns)
 
 
-def original(args: argparse.Namespace, flags: list[str]) -> float:
-    import numpy as np
+def original(args: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
     import PIL.Image
     import torch
 
@@ -205,7 +230,7 @@ def original(args: argparse.Namespace, flags: list[str]) -> float:
             return pixels.sub_(mean).div_(std), int(train.labels[index])
 
     loader = torch.utils.data.DataLoader(Images(), batch_size=args.batch_size, shuffle=True)
-    return loop(lambda: loader, args)
+    loop(lambda: loader, turns)
 
 
 WAYS = {
@@ -226,9 +251,9 @@ def write_dataset(folder: Path, name: str, num_images: int) -> str:
     return str(folder / str(num_images))
 
 
-def compare(over: list[dict], under: list[dict]) -> str:
+def compare(over: list[float], under: list[float]) -> str:
     """Median, lowest and highest of the rounds' ratios."""
-    ratios = [a["speed"] / b["speed"] for a, b in zip(over, under, strict=True)]
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
@@ -237,69 +262,117 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--own_batch_sizes", action="store_true", help=f"Each its own: {OWN_BATCH_SIZES}.")
-    parser.add_argument("--steps", type=int, default=240, help="Steps of a measurement.")
-    parser.add_argument("--warmup", type=int, default=40, help="Of these, steps that do not count.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=40, help="Steps of each before the first turn that counts.")
+    parser.add_argument("--seconds", type=float, default=4.0, help="Length of a turn.")
+    parser.add_argument("--rounds", type=int, default=10, help="Turns of each.")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--images", type=int, nargs="+", help="Training images, repeated if need be. Default: all.")
-    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    for name in ("measure", "board"):  # of the processes that this one starts
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    for name in ("number", "second"):
+        parser.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)
     args, flags = parser.parse_known_args()
     if args.measure:
-        from modeling_vit_mnist.processes import leave_group
-
-        speed = WAYS[args.measure](args, flags)
-        leave_group()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # MiB on Linux
-        if os.environ.get("RANK", "0") == "0":  # two processes would print into each other's lines
-            print("\n" + json.dumps({"speed": speed, "peak": peak}))
-        return
-
+        WAYS[args.measure](args, Turns(args), flags)  # until it is killed
     with tempfile.TemporaryDirectory() as folder:
-        run_rounds(args, Path(folder))
+        players = []
+        try:
+            print_tables(args, run_rounds(args, Path(folder), players))
+        finally:
+            for player in players:
+                player.kill()
 
 
-def run_at_once(commands: list[list[str]]) -> list[dict]:
-    """What each command prints in its last line, as JSON."""
-    with ThreadPoolExecutor() as pool:
-        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
-        return [json.loads(done.stdout.splitlines()[-1]) for done in pool.map(run, commands)]
+class Player:
+    """What was started for one way: one process, two, or a launcher and its two."""
+
+    def __init__(self, way: str, number: int, command: list[str], folder: Path):
+        self.way = way
+        self.seats = seats(number)[: 2 if way in ("two", "apart") else 1]
+        self.errors = folder / f"errors-{number}"
+        self.processes = []
+        with self.errors.open("w") as errors:
+            for second in range(2 if way == "apart" else 1):
+                whole = [*command, f"--number={number}", f"--second={second}", f"--board={folder / 'board'}"]
+                self.processes.append(subprocess.Popen(whole, stdout=subprocess.DEVNULL, stderr=errors))
+
+    def check(self) -> None:
+        """Stop with what it said last, if it has ended."""
+        if any(process.poll() is not None for process in self.processes):
+            sys.exit(f"{self.way} failed:\n{self.errors.read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        for process in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    child.kill()
+            process.wait()
 
 
-def run_rounds(args: argparse.Namespace, folder: Path) -> None:
+def run_rounds(args: argparse.Namespace, folder: Path, players: list[Player]) -> dict[tuple, dict]:
+    """For every way and number of images: its speed in every round, its peak memory and its batch size."""
     cases = [(way, images) for images in args.images or [None] for way in args.ways]
     name = args.dataset_name or os.environ["VIT_MNIST_DATASET"]
     written = {}
     if "streaming" in args.ways:
         written = {images: write_dataset(folder, name, images) for images in args.images or []}
-    results = {case: [] for case in cases}
-    for number in range(args.rounds):
-        for way, images in cases:
-            batch_size = OWN_BATCH_SIZES[way] if args.own_batch_sizes else args.batch_size
-            print(f"round {number + 1} of {args.rounds}: {way}, batch {batch_size}", file=sys.stderr)
-            command = [*(LAUNCH if way == "two" else []), __file__, *sys.argv[1:], f"--measure={way}"]
-            command.append(f"--batch_size={batch_size // 2 if way in ('two', 'apart') else batch_size}")
-            command += ["--images", str(images)] if images else []
-            command += ["--dataset_name", written[images]] if way == "streaming" and images else []
-            each = run_at_once([[sys.executable, *command]] * (2 if way == "apart" else 1))
-            speed, peak = sum(result["speed"] for result in each), max(result["peak"] for result in each)
-            results[way, images].append({"speed": speed, "peak": peak, "batch_size": batch_size})
+    board = np.memmap(folder / "board", dtype=np.int64, mode="w+", shape=seats(len(cases)).start)
+    board[1] = os.getpid()
+    batch_sizes = OWN_BATCH_SIZES if args.own_batch_sizes else dict.fromkeys(WAYS, args.batch_size)
+    for number, (way, images) in enumerate(cases):
+        print(f"starting {way}, batch {batch_sizes[way]}", file=sys.stderr)
+        command = [sys.executable, *(LAUNCH if way == "two" else []), __file__, *sys.argv[1:], f"--measure={way}"]
+        command.append(f"--batch_size={batch_sizes[way] // (2 if way in ('two', 'apart') else 1)}")
+        command += ["--images", str(images)] if images else []
+        command += ["--dataset_name", written[images]] if way == "streaming" and images else []
+        board[0] = number
+        players.append(Player(way, number, command, folder))
+        while not board[players[-1].seats].all():
+            players[-1].check()
+            time.sleep(0.1)
 
+    turns = [[] for _ in cases]  # begin and end of each
+    for number in tqdm(list(range(len(cases))) * args.rounds, desc="turns", unit="turn"):
+        board[0] = number
+        begin = time.monotonic()
+        time.sleep(args.seconds)
+        players[number].check()
+        turns[number].append((begin + args.seconds / 10, time.monotonic()))
+    results = {}
+    for case, player, windows in zip(cases, players, turns, strict=True):
+        steps = [np.memmap(folder / f"board-{seat}", dtype=np.float64, mode="r") for seat in player.seats]
+        batch_size = batch_sizes[case[0]]
+        results[case] = {
+            "speeds": [batch_size * statistics.fmean(steps_per_second(each, *w) for each in steps) for w in windows],
+            "peak": board[player.seats].max() / 2**10,  # MiB on Linux
+            "batch_size": batch_size,
+        }
+    return results
+
+
+def steps_per_second(stamps: np.ndarray, begin: float, end: float) -> float:
+    inside = stamps[(stamps > begin) & (stamps < end)]
+    return (len(inside) - 1) / (inside[-1] - inside[0])
+
+
+def print_tables(args: argparse.Namespace, results: dict[tuple, dict]) -> None:
     first = "bare" if "bare" in args.ways else args.ways[0]
     print(f"| way | images | batch | images/s, median (lowest to highest) | against `{first}` | peak memory, MiB |")
     print("|---|---|---|---|---|---|")
-    for (way, images), rounds in results.items():
-        speeds = [round["speed"] for round in rounds]
+    for (way, images), result in results.items():
+        speeds = result["speeds"]
         print(
-            f"| {way} | {images or 55_000:,} | {rounds[0]['batch_size']} | {statistics.median(speeds):,.0f} "
-            f"({min(speeds):,.0f} to {max(speeds):,.0f}) | {compare(rounds, results[first, images])} "
-            f"| {max(round['peak'] for round in rounds):,.0f} |"
+            f"| {way} | {images or 55_000:,} | {result['batch_size']} | {statistics.median(speeds):,.0f} "
+            f"({min(speeds):,.0f} to {max(speeds):,.0f}) | {compare(speeds, results[first, images]['speeds'])} "
+            f"| {result['peak']:,.0f} |"
         )
     if not args.images:
         for ours in [way for way in ("package", "two") if way in args.ways]:
             for way in args.ways:
                 if way != ours:
-                    print(f"\n`{ours}` against `{way}`: {compare(results[ours, None], results[way, None])}.")
-    print(f"\nn = {args.rounds} rounds of {args.steps - args.warmup} steps; {describe_machine()}.")
+                    ratio = compare(results[ours, None]["speeds"], results[way, None]["speeds"])
+                    print(f"\n`{ours}` against `{way}`: {ratio}.")
+    print(f"\nn = {args.rounds} rounds of {args.seconds:g} s; {describe_machine()}.")
 
 
 if __name__ == "__main__":

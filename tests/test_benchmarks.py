@@ -1,6 +1,8 @@
 """The benchmarks run as the README says, and spoil images by as much as they claim."""
 
 import importlib.util
+import re
+import subprocess
 import sys
 
 import numpy as np
@@ -48,6 +50,22 @@ def test_noise_and_inversion(robustness):
     assert robustness.add_noise(grey, 0.1).std().item() == pytest.approx(0.1, rel=0.05)
     _, invert = robustness.SPOILERS["inversion"]
     assert torch.equal(invert(torch.tensor([0.0, 1.0]), 1.0), torch.tensor([1.0, 0.0]))
+
+
+def test_ways_to_train_take_turns():
+    """Two processes, which do not end by themselves."""
+    command = [
+        sys.executable, "benchmarks/training.py", "--dataset_name", str(SAMPLE), "--ways", "bare", "original",
+        "--rounds", "3", "--seconds", "0.5", "--batch_size", "32", "--warmup", "5",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    bare, original = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| bare", "| orig"))]
+    speeds = [float(row[4].split()[0].replace(",", "")) for row in (bare, original)]
+    assert bare[5].strip() == "1.00 (1.00 to 1.00)"
+    low, high = (float(number) for number in re.findall(r"\((.*) to (.*)\)", original[5])[0])
+    assert 0 < low <= high and speeds[1] / speeds[0] == pytest.approx(float(original[5].split()[0]), rel=0.5)
+    assert "n = 3 rounds of 0.5 s" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["accuracy.py", "training.py", "inference.py", "robustness.py"])
