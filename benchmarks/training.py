@@ -4,7 +4,7 @@ Training speed of several ways to train the same network, side by side: images p
     python benchmarks/training.py                     # every way at batch 256
     OMP_NUM_THREADS=1 python benchmarks/training.py --own_batch_sizes   # at the batch size it comes with, one thread
     python benchmarks/training.py --ways two package stock original --own_batch_sizes   # all cores of two
-    OMP_NUM_THREADS=1 python benchmarks/training.py --ways package apart two --own_batch_sizes   # processes
+    OMP_NUM_THREADS=1 python benchmarks/training.py --ways package apart two   # processes
     python benchmarks/training.py --ways package streaming --images 6000 60000 600000  # do cost and memory stay?
 
 package   `run_train.py`'s own path, with Adam (configs/adam.yaml), its passes compiled as in any long run,
@@ -13,8 +13,8 @@ eager     the same with --compile_training no
 natural   the same with the default recipe: warped images, natural gradient, an update of its matrix in 200 steps
 bare      a plain PyTorch loop over normalised images in memory, same network, Adam: the limit of the framework, eager
 streaming `package` with --streaming
-two       `package` in two processes by accelerate, half the batch in each
-apart     `package` in two processes that do not know of each other, half the batch in each: the limit of `two`
+two       `package` in two processes by accelerate, a batch in each
+apart     `package` in two processes that do not know of each other, a batch in each: the limit of `two`
 stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
 original  a DataLoader that makes every image a tensor and normalises it, same network, Adam
 
@@ -47,12 +47,12 @@ OWN_BATCH_SIZES = {
     "eager": 256,
     "streaming": 256,
     "natural": 256,
-    "two": 512,
-    "apart": 512,
+    "two": 256,
+    "apart": 256,
     "bare": 256,
     "stock": 8,
     "original": 64,
-}  # 8: TrainingArguments' default; 512: 256 in each process
+}  # 8: TrainingArguments' default
 MAX_STEPS = 2_000_000  # never reached
 LAUNCH = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'configs/accelerate/two_cpu_processes.yaml'}"]
 
@@ -260,7 +260,7 @@ def compare(over: list[float], under: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1], epilog="Further flags go to run_train.py.")
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=256, help="Images per step of a process.")
     parser.add_argument("--own_batch_sizes", action="store_true", help=f"Each its own: {OWN_BATCH_SIZES}.")
     parser.add_argument("--warmup", type=int, default=40, help="Steps of each before the first turn that counts.")
     parser.add_argument("--seconds", type=float, default=4.0, help="Length of a turn.")
@@ -322,7 +322,7 @@ def run_rounds(args: argparse.Namespace, folder: Path, players: list[Player]) ->
     for number, (way, images) in enumerate(cases):
         print(f"starting {way}, batch {batch_sizes[way]}", file=sys.stderr)
         command = [sys.executable, *(LAUNCH if way == "two" else []), __file__, *sys.argv[1:], f"--measure={way}"]
-        command.append(f"--batch_size={batch_sizes[way] // (2 if way in ('two', 'apart') else 1)}")
+        command.append(f"--batch_size={batch_sizes[way]}")
         command += ["--images", str(images)] if images else []
         command += ["--dataset_name", written[images]] if way == "streaming" and images else []
         board[0] = number
@@ -343,7 +343,7 @@ def run_rounds(args: argparse.Namespace, folder: Path, players: list[Player]) ->
         steps = [np.memmap(folder / f"board-{seat}", dtype=np.float64, mode="r") for seat in player.seats]
         batch_size = batch_sizes[case[0]]
         results[case] = {
-            "speeds": [batch_size * statistics.fmean(steps_per_second(each, *w) for each in steps) for w in windows],
+            "speeds": [batch_size * sum(steps_per_second(each, *window) for each in steps) for window in windows],
             "peak": board[player.seats].max() / 2**10,  # MiB on Linux
             "batch_size": batch_size,
         }
