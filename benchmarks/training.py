@@ -42,17 +42,8 @@ from tqdm import tqdm
 
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN_BATCH_SIZES = {
-    "package": 256,
-    "eager": 256,
-    "streaming": 256,
-    "natural": 256,
-    "two": 256,
-    "apart": 256,
-    "bare": 256,
-    "stock": 8,
-    "original": 64,
-}  # 8: TrainingArguments' default
+BATCH_SIZE = 256
+OWN_BATCH_SIZES = {"stock": 8, "original": 64}  # 8: TrainingArguments' default; the others': BATCH_SIZE
 MAX_STEPS = 2_000_000  # never reached
 LAUNCH = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'configs/accelerate/two_cpu_processes.yaml'}"]
 
@@ -260,8 +251,8 @@ def compare(over: list[float], under: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1], epilog="Further flags go to run_train.py.")
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
-    parser.add_argument("--batch_size", type=int, default=256, help="Images per step of a process.")
-    parser.add_argument("--own_batch_sizes", action="store_true", help=f"Each its own: {OWN_BATCH_SIZES}.")
+    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="Images per step of a process.")
+    parser.add_argument("--own_batch_sizes", action="store_true", help=f"{OWN_BATCH_SIZES} for these.")
     parser.add_argument("--warmup", type=int, default=40, help="Steps of each before the first turn that counts.")
     parser.add_argument("--seconds", type=float, default=4.0, help="Length of a turn.")
     parser.add_argument("--rounds", type=int, default=10, help="Turns of each.")
@@ -318,7 +309,7 @@ def run_rounds(args: argparse.Namespace, folder: Path, players: list[Player]) ->
         written = {images: write_dataset(folder, name, images) for images in args.images or []}
     board = np.memmap(folder / "board", dtype=np.int64, mode="w+", shape=seats(len(cases)).start)
     board[1] = os.getpid()
-    batch_sizes = OWN_BATCH_SIZES if args.own_batch_sizes else dict.fromkeys(WAYS, args.batch_size)
+    batch_sizes = dict.fromkeys(WAYS, args.batch_size) | (OWN_BATCH_SIZES if args.own_batch_sizes else {})
     for number, (way, images) in enumerate(cases):
         print(f"starting {way}, batch {batch_sizes[way]}", file=sys.stderr)
         command = [sys.executable, *(LAUNCH if way == "two" else []), __file__, *sys.argv[1:], f"--measure={way}"]
