@@ -1,11 +1,11 @@
 """
 Training speed of several ways to train the same network, side by side: images per second, peak memory, ratios.
 
-    python benchmarks/training.py                     # every way at batch 256
+    python benchmarks/training.py --ways package eager natural bare original   # batch 256
     OMP_NUM_THREADS=1 python benchmarks/training.py --own_batch_sizes   # at the batch size it comes with, one thread
     python benchmarks/training.py --ways two package stock original --own_batch_sizes   # all cores of two
     OMP_NUM_THREADS=1 python benchmarks/training.py --ways package apart two   # processes
-    python benchmarks/training.py --ways package streaming --images 6000 60000 600000  # do cost and memory stay?
+    python benchmarks/training.py --ways package streaming --images 6000 60000 600000 --seconds 30   # is cost flat?
 
 package   `run_train.py`'s own path, with Adam (configs/adam.yaml), its passes compiled as in any long run,
           without validation and checkpoints
@@ -19,8 +19,9 @@ stock     what Hugging Face's examples do: Trainer, `with_transform`, `ViTImageP
 original  a DataLoader that makes every image a tensor and normalises it, same network, Adam
 
 Every way is a process of its own. All are started, and then take turns of a few seconds, in which the others sleep:
-each is compared with what ran right beside it, as a shared machine is faster in one minute than in the next. Needs a
-dataset on disk: --dataset_name or $VIT_MNIST_DATASET.
+each is compared with what ran right beside it, as a shared machine is faster in one minute than in the next. A stream
+decodes up to 50,000 images in its first step: its turns have to be longer than its epochs. Needs a dataset on disk:
+--dataset_name or $VIT_MNIST_DATASET.
 """
 
 import argparse
