@@ -6,18 +6,7 @@ Train the tiny ViT on MNIST.
     accelerate launch --config_file configs/accelerate/two_cpu_processes.yaml run_train.py
 """
 
-import sys
-
-from modeling_vit_mnist.errors import run_script
-
-
-def main() -> None:
-    from modeling_vit_mnist.processes import leave_group
-    from modeling_vit_mnist.training import parse_arguments, train
-
-    train(*parse_arguments(sys.argv[1:]))
-    leave_group()
-
+from modeling_vit_mnist.commands import run, train
 
 if __name__ == "__main__":
-    run_script(main)
+    run(train)

@@ -1,18 +1,14 @@
 """
-Test accuracy and end-to-end time of a recipe: mean and spread over seeds, each run a process of its own.
+Test accuracy and end-to-end time of a recipe: mean and standard deviation over seeds, each run in its own process.
 
     python benchmarks/accuracy.py                            # configs/tiny.yaml, seeds 0, 1, 2
     python benchmarks/accuracy.py --seeds 0 1 2 3 4 --learning_rate 0.01   # further flags go to run_train.py
 
-Prints a table in Markdown. Nothing is chosen here: every run keeps the checkpoint that was best on validation, and
-measures test once.
+Prints a Markdown table. Each run selects its checkpoint on validation and measures test once.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,32 +16,24 @@ import tempfile
 import time
 from pathlib import Path
 
-from modeling_vit_mnist import hub
-
+from report import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSIONED = ("torch", "transformers", "datasets", "accelerate")
 
 
 def run(seed: int, folder: Path, flags: list[str]) -> dict:
-    """One training run from start to end; its results and the wall-clock seconds of the whole process."""
+    """The results of one training run, and the wall-clock seconds of its whole process."""
     command = [sys.executable, str(ROOT / "run_train.py"), "--seed", str(seed), "--output_dir", str(folder), *flags]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=sys.stderr)
     return json.loads((folder / "all_results.json").read_text()) | {"wall": time.perf_counter() - started}
 
 
-def describe_machine() -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONED)
-    machine = f"{os.cpu_count()} cores of {platform.machine()} {platform.system()}"
-    return f"{machine}; Python {platform.python_version()}, {versions}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--keep", type=Path, help="Folder to keep the runs in.")
-    parser.add_argument("--record", type=Path, help="Checkpoint folder of this recipe whose card is to show the mean.")
+    parser.add_argument("--keep", type=Path, help="Keep the runs in this folder.")
+    parser.add_argument("--record", type=Path, help="Write the mean to this checkpoint folder and its card.")
     args, flags = parser.parse_known_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,8 +61,10 @@ def main() -> None:
         f"| {summary['training']} | {summary['whole']} |"
     )
     if args.record:
+        from modeling_vit_mnist.checkpoints.card import add_measurement
+
         test = columns["test"]
-        hub.add_measurement(args.record, "seeds", {
+        add_measurement(args.record, "seeds", {
             "n": len(results), "seeds": args.seeds, "test": [round(value, 2) for value in test],
             "test_mean": statistics.mean(test), "test_std": statistics.stdev(test) if len(test) > 1 else 0.0,
             "test_lowest": min(test), "test_highest": max(test),

@@ -1,11 +1,11 @@
 """
-Inference speed: images per second in batch, latency of one image, and cold start, against what they are made of.
+Inference speed: images per second in batches, latency of one image, and cold start, with their parts.
 
     python benchmarks/inference.py
     OMP_NUM_THREADS=1 python benchmarks/inference.py --model vit-mnist-small --rounds 9
 
-Everything takes turns in one session, so that a noisy machine is unfair to all alike; ratios are medians over rounds.
-Needs a dataset on disk: --dataset_name or $VIT_MNIST_DATASET.
+Everything runs round robin, since the speed of a shared machine changes; ratios are medians over rounds. Pass the
+dataset by --dataset_name or $VIT_MNIST_DATASET.
 """
 
 import argparse
@@ -19,14 +19,13 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from accuracy import describe_machine
+from report import compare, describe_machine
 from transformers import pipeline
 
-from modeling_vit_mnist import hub
-from modeling_vit_mnist.arguments import DataArguments
-from modeling_vit_mnist.data import load_digits
-from modeling_vit_mnist.inference import predict
-
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.splits import load_images
+from modeling_vit_mnist.inference.predict import predict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,14 +36,9 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def ratios(over: list[float], under: list[float]) -> str:
-    values = [a / b for a, b in zip(over, under, strict=True)]
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def measure_batches(model, processor, frames: torch.Tensor, args: argparse.Namespace) -> None:
-    pixel_values = processor.to_pixel_values(frames)
-    images = [PIL.Image.fromarray(frame.numpy()) for frame in frames[: args.pipeline_images]]
+def measure_batches(model, processor, images: torch.Tensor, args: argparse.Namespace) -> None:
+    pixel_values = processor.rescale_and_normalize(images)
+    pil_images = [PIL.Image.fromarray(image.numpy()) for image in images[: args.pipeline_images]]
     classify = pipeline("image-classification", model=model, image_processor=processor, batch_size=args.batch_size)
 
     @torch.inference_mode()
@@ -56,22 +50,22 @@ def measure_batches(model, processor, frames: torch.Tensor, args: argparse.Names
     model.eval()
     bare()
     for _ in range(args.rounds):
-        times["bare"].append(seconds(bare) / len(frames))
-        times["predict"].append(seconds(lambda: predict(model, processor, frames, args.batch_size)) / len(frames))
-        times["pipeline"].append(seconds(lambda: classify(images)) / len(images))
+        times["bare"].append(seconds(bare) / len(images))
+        times["predict"].append(seconds(lambda: predict(model, processor, images, args.batch_size)) / len(images))
+        times["pipeline"].append(seconds(lambda: classify(pil_images)) / len(pil_images))
     names = {
-        "bare": "bare forward of normalised images",
-        "predict": "`inference.predict`: uint8 images to probabilities",
+        "bare": "bare forward of normalized images",
+        "predict": "`predict`: uint8 images to probabilities",
         "pipeline": "`transformers.pipeline`, PIL images",
     }
-    print("| images in batches | images/s, median | against the bare forward |\n|---|---|---|")
-    for way, each in times.items():
-        print(f"| {names[way]} | {1 / statistics.median(each):,.0f} | {ratios(times['bare'], each)} |")
-    print(f"\n`predict` is {ratios(times['pipeline'], times['predict'])} times the pipeline.")
+    print("| images in batches | images/s, median | against bare |\n|---|---|---|")
+    for name, each in times.items():
+        print(f"| {names[name]} | {1 / statistics.median(each):,.0f} | {compare(times['bare'], each)} |")
+    print(f"\n`predict` is {compare(times['pipeline'], times['predict'])} times the pipeline.")
 
 
-def measure_latency(model, processor, frames: torch.Tensor, args: argparse.Namespace) -> None:
-    images = [PIL.Image.fromarray(frame.numpy()) for frame in frames[:100]]
+def measure_latency(model, processor, images: torch.Tensor, args: argparse.Namespace) -> None:
+    pil_images = [PIL.Image.fromarray(image.numpy()) for image in images[:100]]
 
     @torch.inference_mode()
     def whole(image):
@@ -81,23 +75,22 @@ def measure_latency(model, processor, frames: torch.Tensor, args: argparse.Names
     def forward(pixel_values):
         model(pixel_values).logits.argmax()
 
-    pixel_values = processor.to_pixel_values(frames[:100]).split(1)
+    pixel_values = processor.rescale_and_normalize(images[:100]).split(1)
     print("\n| one image at a time | p50, ms | p99, ms |\n|---|---|---|")
-    for name, run, inputs in (("forward", forward, pixel_values), ("PIL image to class", whole, images)):
+    for name, run, inputs in (("forward", forward, pixel_values), ("PIL image to class", whole, pil_images)):
         run(inputs[0])
         times = [1e3 * seconds(lambda item=item, run=run: run(item)) for _ in range(args.rounds) for item in inputs]
         percentiles = statistics.quantiles(times, n=100)
         print(f"| {name} | {percentiles[49]:.2f} | {percentiles[98]:.2f} |")
 
 
-def measure_cold_start(frames: torch.Tensor, args: argparse.Namespace) -> None:
+def measure_cold_start(images: torch.Tensor, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "digit.png"
-        PIL.Image.fromarray(frames[0].numpy()).save(image)
-        base_class = "from transformers import PreTrainedModel"
+        PIL.Image.fromarray(images[0].numpy()).save(image)
         commands = {
             '`python -c "import torch, transformers"`': ["-c", "import torch, transformers"],
-            f'`python -c "{base_class}"`': ["-c", base_class],
+            '`python -c "import modeling_vit_mnist"`': ["-c", "import modeling_vit_mnist"],
             "`run_inference.py --image digit.png`": [
                 str(ROOT / "run_inference.py"), "--image", str(image), "--model", args.model,
             ],
@@ -109,10 +102,10 @@ def measure_cold_start(frames: torch.Tensor, args: argparse.Namespace) -> None:
                     [sys.executable, *command], check=True, capture_output=True
                 )
                 times[name].append(seconds(run))
-    first = next(iter(times.values()))
-    print("\n| cold start | s, median | against the first |\n|---|---|---|")
+    first, second, _ = times.values()
+    print("\n| cold start | s, median | against the first | against the second |\n|---|---|---|---|")
     for name, each in times.items():
-        print(f"| {name} | {statistics.median(each):.1f} | {ratios(each, first)} |")
+        print(f"| {name} | {statistics.median(each):.1f} | {compare(each, first)} | {compare(each, second)} |")
 
 
 def main() -> None:
@@ -123,11 +116,11 @@ def main() -> None:
     parser.add_argument("--pipeline_images", type=int, default=1000, help="Images for the slow pipeline.")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    model, processor = hub.load_checkpoint(args.model)
-    frames = load_digits(DataArguments(dataset_name=args.dataset_name), processor, ["test"])["test"].images
-    measure_batches(model, processor, frames, args)
-    measure_latency(model, processor, frames, args)
-    measure_cold_start(frames, args)
+    model, processor = load_checkpoint(args.model)
+    images = load_images(DataArguments(dataset_name=args.dataset_name), processor, ["test"])["test"].images
+    measure_batches(model, processor, images, args)
+    measure_latency(model, processor, images, args)
+    measure_cold_start(images, args)
     print(
         f"\n{Path(args.model).name}, {model.num_parameters():,} parameters; n = {args.rounds} rounds; "
         f"{torch.get_num_threads()} threads; {describe_machine()}."

@@ -1,11 +1,11 @@
 """
-Accuracy of a checkpoint on test images that are shifted, turned, scaled, noisy, blurred, faded or inverted.
+Accuracy of a checkpoint on test images that are shifted, rotated, scaled, noisy, blurred, low in contrast or inverted.
 
     python benchmarks/robustness.py --model vit-mnist-tiny
-    python benchmarks/robustness.py --model vit-mnist-tiny --record   # also into the folder and its card
+    python benchmarks/robustness.py --model vit-mnist-tiny --record   # also write it to the folder and its card
 
-Prints a table in Markdown. Directions, signs and noise are drawn once, from a fixed seed. Needs a dataset on disk:
---dataset_name or $VIT_MNIST_DATASET.
+Prints a Markdown table. Directions, signs and noise are drawn from a fixed seed. Pass the dataset by --dataset_name or
+$VIT_MNIST_DATASET.
 """
 
 import argparse
@@ -15,19 +15,19 @@ from pathlib import Path
 
 import torch
 
-from modeling_vit_mnist import hub
-from modeling_vit_mnist.arguments import DataArguments
-from modeling_vit_mnist.augmentation import warp_images
-from modeling_vit_mnist.data import load_digits
-from modeling_vit_mnist.errors import run_script
-from modeling_vit_mnist.inference import DEFAULT_MODEL, predict
-
+from modeling_vit_mnist.checkpoints.card import add_measurement
+from modeling_vit_mnist.checkpoints.folder import DEFAULT_MODEL, load_checkpoint
+from modeling_vit_mnist.cli.errors import run_script
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.augmentation import warp_images
+from modeling_vit_mnist.data.splits import load_images
+from modeling_vit_mnist.inference.predict import predict
 
 SEED = 0
 
 
 def warp(images: torch.Tensor, shift: float = 0, rotation: float = 0, scale: float = 1) -> torch.Tensor:
-    """Every image shifted by so many pixels in some direction, turned either way, or scaled by a factor."""
+    """Shift by pixels in a random direction, rotate by degrees in a random sense, scale by a factor."""
     n, draw = len(images), torch.Generator().manual_seed(SEED)
     direction = 2 * math.pi * torch.rand(n, generator=draw)
     sign = 2 * torch.randint(2, (n,), generator=draw) - 1
@@ -46,7 +46,7 @@ def add_noise(images: torch.Tensor, std: float) -> torch.Tensor:
 
 
 def blur(images: torch.Tensor, std: float) -> torch.Tensor:
-    """Gaussian blur of so many pixels."""
+    """Gaussian blur with a standard deviation in pixels."""
     reach = math.ceil(3 * std)
     kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * std**2))
     kernel = kernel / kernel.sum()
@@ -55,7 +55,7 @@ def blur(images: torch.Tensor, std: float) -> torch.Tensor:
     return torch.nn.functional.conv2d(pixels, kernel.view(1, 1, 1, -1), padding=(0, reach)).squeeze(1)
 
 
-SPOILERS: dict[str, tuple[dict[str, float], Callable]] = {
+CORRUPTIONS: dict[str, tuple[dict[str, float], Callable]] = {
     "shift": ({"1 pixel": 1, "2 pixels": 2, "4 pixels": 4}, lambda images, by: warp(images, shift=by)),
     "rotation": ({"10°": 10, "20°": 20, "40°": 40}, lambda images, by: warp(images, rotation=by)),
     "scale": ({"0.7": 0.7, "0.85": 0.85, "1.2": 1.2}, lambda images, by: warp(images, scale=by)),
@@ -70,25 +70,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--model", default=str(DEFAULT_MODEL), help="Checkpoint folder or Hub id.")
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
-    parser.add_argument("--record", action="store_true", help="Write the result into the folder, and into its card.")
+    parser.add_argument("--record", action="store_true", help="Write the result to the folder and its card.")
     args = parser.parse_args()
-    model, processor = hub.load_checkpoint(args.model)
-    digits = load_digits(DataArguments(dataset_name=args.dataset_name), processor, ["test"])["test"]
-    images = digits.images.float() / 255
+    model, processor = load_checkpoint(args.model)
+    test = load_images(DataArguments(dataset_name=args.dataset_name), processor, ["test"])["test"]
+    images = test.images.float() / 255
 
     def accuracy(images: torch.Tensor) -> float:
-        return (predict(model, processor, images).argmax(1) == digits.labels).double().mean().item()
+        return (predict(model, processor, images).argmax(1) == test.labels).double().mean().item()
 
     record = {
-        kind: {name: accuracy(spoil(images, strength)) for name, strength in strengths.items()}
-        for kind, (strengths, spoil) in SPOILERS.items()
+        kind: {name: accuracy(corrupt(images, strength)) for name, strength in strengths.items()}
+        for kind, (strengths, corrupt) in CORRUPTIONS.items()
     }
-    print(f"{Path(args.model).name} on {len(digits):,} test images of {digits.source}: {accuracy(images):.2%}\n")
-    print("| accuracy, % | mild | middling | strong |\n|---|---|---|---|")
+    print(f"{Path(args.model).name} on {len(test):,} test images of {test.source}: {accuracy(images):.2%}\n")
+    print("| accuracy, % | mild | medium | strong |\n|---|---|---|---|")
     for kind, levels in record.items():
         print(f"| {kind} | " + " | ".join(f"{level}: {100 * value:.1f}" for level, value in levels.items()) + " |")
     if args.record:
-        hub.add_measurement(args.model, "robustness", {"dataset": digits.source, "n": len(digits), "accuracy": record})
+        add_measurement(args.model, "robustness", {"dataset": test.source, "n": len(test), "accuracy": record})
 
 
 if __name__ == "__main__":

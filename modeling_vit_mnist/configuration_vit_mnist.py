@@ -1,13 +1,13 @@
-"""Configuration of the tiny Vision Transformer. Travels with every checkpoint, so it imports nothing else of ours."""
+"""Configuration of the tiny Vision Transformer. Travels with every checkpoint; imports nothing of this package."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
-
-# Read by the Auto classes from a saved `config.json`. Saving a classifier records only the classes being saved, which
-# would leave `AutoModel` and `AutoImageProcessor` without an entry, so all four are named here.
+# The Auto classes read this from a saved `config.json`. Saving a classifier would record only the classes being saved,
+# and leave `AutoModel` and `AutoImageProcessor` without an entry.
 AUTO_MAP = {
     "AutoConfig": "configuration_vit_mnist.VitMnistConfig",
     "AutoModel": "modeling_vit_mnist.VitMnistModel",
@@ -18,31 +18,29 @@ AUTO_MAP = {
 
 @strict
 class VitMnistConfig(PreTrainedConfig):
-    r"""
-    Everything that shapes a [`VitMnistModel`]. The defaults are the 1,850-parameter network for MNIST.
+    r"""Configuration of a [`VitMnistModel`]. The defaults are the 1,850-parameter network for MNIST.
 
-    Fields carry the names of transformers' `ViTConfig`; timm's names (`embed_dim`, `depth`, `num_heads`, `img_size`,
-    `in_chans`, `drop_rate`, `attn_drop_rate`, `num_classes`, `mlp_ratio`) are accepted too.
+    Fields have the names of transformers' `ViTConfig`. timm's names (`embed_dim`, `depth`, `num_heads`, `img_size`,
+    `in_chans`, `drop_rate`, `attn_drop_rate`, `num_classes`, `mlp_ratio`) are accepted, too.
 
     Args:
         hidden_size (`int`, defaults to 8): Width of every token.
-        num_hidden_layers (`int`, defaults to 2): Number of transformer blocks.
-        num_attention_heads (`int`, defaults to 2): Attention heads per block; must divide `hidden_size`.
-        intermediate_size (`int`, *optional*): Width of the MLP's hidden layer. Defaults to twice `hidden_size`
-            (timm's `mlp_ratio=2`).
+        num_hidden_layers, num_attention_heads (`int`, default to 2): Transformer blocks, and heads in each; the number
+            of heads must divide `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of the MLP's hidden layer. Defaults to twice `hidden_size`.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP, a key of transformers' `ACT2FN`.
-        hidden_dropout_prob (`float`, defaults to 0): Dropout on embeddings and on each residual branch, in [0, 1).
-        attention_probs_dropout_prob (`float`, defaults to 0): Dropout on attention probabilities, in [0, 1).
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0): Dropout on embeddings and residual
+            branches, and on attention probabilities, in [0, 1).
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
-        image_size (`int`, defaults to 28): Height and width of the input, in pixels.
-        patch_size (`int`, defaults to 7): Height and width of a patch, in pixels; must divide `image_size`.
+        image_size, patch_size (`int`, default to 28 and 7): Height and width of the input and of a patch, in pixels;
+            `patch_size` must divide `image_size`.
         num_channels (`int`, defaults to 1): Channels of the input.
         qkv_bias (`bool`, defaults to `True`): Whether queries, keys and values have a bias.
-        initializer (`str`, defaults to `"xavier_uniform"`): How weight matrices start. `"xavier_uniform"` (Glorot and
-            Bengio, 2010) keeps activations at unit scale at any width; `"trunc_normal"` draws them with
-            `initializer_range`, as timm and transformers do with 0.02, which is far too small for width 8.
+        initializer (`str`, defaults to `"xavier_uniform"`): Initialization of weight matrices. `"xavier_uniform"`
+            (Glorot and Bengio, 2010) keeps activations at unit scale at any width. `"trunc_normal"` uses
+            `initializer_range`; timm and transformers use it with 0.02, which is too small for width 8.
         initializer_range (`float`, defaults to 0.5): Standard deviation of position embeddings and CLS token, and of
-            the weight matrices under `"trunc_normal"`. Tokens of a whitened patch embedding have unit variance.
+            the weight matrices under `"trunc_normal"`. For comparison, whitened patches have unit variance.
         num_labels (`int`, *optional*): Number of classes; 10, labelled "0" to "9", unless `id2label` says otherwise.
 
     Raises:
@@ -95,8 +93,7 @@ class VitMnistConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = int(self.hidden_size * (2 if mlp_ratio is None else mlp_ratio))
         super().__post_init__(**kwargs)
-        # The code always travels with the weights, so the references are local even when this config came from a Hub
-        # repository, whose references name that repository.
+        # The code is saved beside the weights, so the references are local. A Hub config names its repository.
         self.auto_map = dict(AUTO_MAP)
 
     @property
@@ -106,20 +103,12 @@ class VitMnistConfig(PreTrainedConfig):
 
     @property
     def num_patches(self) -> int:
-        """Number of patches in an image of `image_size`; the CLS token comes on top."""
+        """Number of patches in an image of `image_size`, without the CLS token."""
         return (self.image_size // self.patch_size) ** 2
 
     def validate_sizes(self):
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "image_size",
-            "patch_size",
-            "num_channels",
-            "num_labels",
-        ):
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
+        for name in (*sizes, "patch_size", "num_channels", "num_labels"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -142,11 +131,8 @@ class VitMnistConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value}.")
-        if self.hidden_act != "gelu":  # the default needs no look at the list, which takes a second to import
-            from transformers.activations import ACT2FN
-
-            if self.hidden_act not in ACT2FN:
-                raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
 
 
 __all__ = ["VitMnistConfig"]

@@ -1,4 +1,4 @@
-"""Every test runs offline, with caches of its own and in one thread, so that results are the same anywhere."""
+"""All tests run offline, with caches of their own and one thread, so that results are the same everywhere."""
 
 import os
 import runpy
@@ -7,9 +7,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-
 CACHE = tempfile.TemporaryDirectory(prefix="vit-mnist-tests-")
-MNIST = os.environ.pop("VIT_MNIST_DATASET", None)
+# pytest-xdist starts its workers with the environment as changed here, so the folder moves to another variable.
+MNIST = os.environ.pop("VIT_MNIST_DATASET", os.environ.get("VIT_MNIST_TEST_DATASET"))
+os.environ["VIT_MNIST_TEST_DATASET"] = MNIST or ""
 os.environ |= {
     "HF_HOME": CACHE.name,
     "HF_HUB_OFFLINE": "1",
@@ -20,11 +21,24 @@ os.environ |= {
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
+from safetensors.torch import load_file  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "mnist-5k"
+TINY = ROOT / "vit-mnist-tiny"
+# Flags of a training run of a second.
+QUICK = [
+    f"--recipe={ROOT / 'configs' / 'adam.yaml'}",
+    f"--dataset_name={SAMPLE}",
+    "--max_train_samples=400",
+    "--max_eval_samples=100",
+    "--num_train_epochs=4",
+    "--per_device_train_batch_size=100",
+    "--use_cpu=True",
+    "--disable_tqdm=True",
+]
 
 
 def pytest_addoption(parser):
@@ -33,7 +47,7 @@ def pytest_addoption(parser):
 
 @dataclass
 class Finished:
-    """What a script left behind: exit code, output and error lines."""
+    """Exit code, output and error lines of a script."""
 
     code: int
     out: str
@@ -42,7 +56,7 @@ class Finished:
 
 @pytest.fixture
 def run_script(capfd, monkeypatch):
-    """Run a script of the repository in this process, which spares it the seconds of its imports."""
+    """Run a script of the repository in this process, without the seconds that its imports take."""
 
     def run(name: str, *arguments) -> Finished:
         capfd.readouterr()
@@ -60,16 +74,44 @@ def run_script(capfd, monkeypatch):
 @pytest.fixture(scope="session")
 def mnist() -> str:
     """Folder of the full MNIST, named by VIT_MNIST_DATASET."""
-    if MNIST is None or not Path(MNIST).is_dir():
+    if not MNIST or not Path(MNIST).is_dir():
         pytest.skip("needs the full MNIST: set VIT_MNIST_DATASET to its folder")
     return str(Path(MNIST).resolve())
 
 
 @pytest.fixture(scope="session")
 def sample():
-    """The kept sample's splits, decoded."""
-    from modeling_vit_mnist.arguments import DataArguments
-    from modeling_vit_mnist.data import load_digits
-    from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
+    """The splits of the bundled sample, decoded."""
+    from modeling_vit_mnist import VitMnistImageProcessor
+    from modeling_vit_mnist.data.arguments import DataArguments
+    from modeling_vit_mnist.data.splits import load_images
 
-    return load_digits(DataArguments(dataset_name=str(SAMPLE)), VitMnistImageProcessor())
+    return load_images(DataArguments(dataset_name=str(SAMPLE)), VitMnistImageProcessor())
+
+
+def arguments(folder, *more):
+    """Arguments of `train` for a quick run in `folder`, with further flags."""
+    from modeling_vit_mnist.training.arguments import parse_arguments
+
+    return parse_arguments([*QUICK, f"--output_dir={folder}", *more])
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    """The saved weights in a checkpoint folder."""
+    return load_file(Path(folder) / "model.safetensors")
+
+
+class Stop(Exception):
+    """Raised by `stop_after`."""
+
+
+def stop_after(epochs: float, monkeypatch) -> None:
+    """Make training raise [`Stop`] right after it has written the checkpoint of an epoch."""
+    from modeling_vit_mnist.training import trainer
+
+    class Killer(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.epoch >= epochs:
+                raise Stop
+
+    monkeypatch.setattr(trainer, "EpochReportCallback", Killer)

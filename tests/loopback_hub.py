@@ -1,8 +1,8 @@
 """
-A Hub on this machine: the endpoints that creating, uploading to and loading from a model repository use.
+A Hub on this machine: the endpoints for creating a model repository, uploading to it and loading from it.
 
-It answers as the Hub does: an unknown token gets 401, a foreign namespace 403, a repository that exists 409, a commit
-onto anything but the latest one 412. A test can have it fail in other ways, too.
+It answers as the Hub does: 401 to an unknown token, 403 to a foreign namespace, 409 if a repository exists, 412 if a
+commit's parent is not the latest commit. Tests can request other failures. Each test has a Hub and a port of its own.
 """
 
 import base64
@@ -18,7 +18,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from huggingface_hub import ModelCard
 
-
 TOKEN, NAMESPACE = "hf_loopback", "me"
 
 
@@ -26,11 +25,11 @@ TOKEN, NAMESPACE = "hf_loopback", "me"
 class LoopbackHub:
     """
     Attributes:
-        endpoint (`str`): What `HF_ENDPOINT` has to be.
-        repositories (`dict[str, dict[str, dict[str, bytes]]]`): Id to commits, sha to files, the latest one last.
-        failures (`list[tuple[str, int | str]]`): The first one whose pattern is found in "METHOD /path" of a request
-            is taken off, and the request fails: with a status, by a connection "cut" in the middle of the request,
-            or after it is done, its answer "lost".
+        endpoint (`str`): The value for `HF_ENDPOINT`.
+        repositories (`dict[str, dict[str, dict[str, bytes]]]`): Id to commits; sha to files, the latest last.
+        failures (`list[tuple[str, int | str]]`): Patterns and kinds. A request whose "METHOD /path" matches a pattern
+            removes that entry and fails: with a status, with the connection "cut" during the request, or with the
+            answer "lost" after the request was carried out.
         requests (`list[str]`): "METHOD /path" of every request.
     """
 
@@ -76,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def has_failed(self) -> bool:
-        """Read the request, and fail where a test wants that; "lost" shows only when it is answered."""
+        """Read the request, and fail if a test requested it. A "lost" answer fails later, in `answer`."""
         request, length = f"{self.command} {self.path}", int(self.headers.get("Content-Length", 0))
         self.hub.requests.append(request)
         failing = [failure for failure in self.hub.failures if re.search(failure[0], request)]
@@ -87,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.failure == "cut":
             self.cut()
         elif isinstance(self.failure, int):
-            self.answer({"error": "as the test wants it"}, self.failure)
+            self.answer({"error": "requested by the test"}, self.failure)
         return self.failure is not None and self.failure != "lost"
 
     def do_POST(self):
@@ -126,9 +125,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}, status)
 
     def preupload(self, repo_id: str, files: list[dict]):
-        there = self.hub.files(repo_id)
+        current = self.hub.files(repo_id)
         modes = [
-            {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": git_hash(there.get(path))}
+            {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": git_hash(current.get(path))}
             for path in (file["path"] for file in files)
         ]
         return self.answer({"files": modes})
@@ -173,13 +172,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def git_hash(content: bytes | None) -> str | None:
-    """By which git knows a file's content, and huggingface_hub whether it has changed."""
+    """Git's hash of a file. huggingface_hub compares it to find changed files."""
     return None if content is None else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @contextmanager
 def loopback_hub() -> Iterator[LoopbackHub]:
-    """Serve on a free port."""
+    """A Hub that serves on a free port."""
     hub = LoopbackHub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"

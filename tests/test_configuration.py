@@ -1,4 +1,4 @@
-"""The configuration: the seed's network by default, timm's names, and a sentence for each impossible value."""
+"""The configuration: defaults, timm's names, and an error message for each impossible value."""
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -17,7 +17,7 @@ def test_default_is_the_original_network():
     assert config.label2id == {str(digit): digit for digit in range(10)}
 
 
-def test_timm_names_mean_the_same():
+def test_timm_names_are_accepted():
     config = VitMnistConfig(
         embed_dim=12, depth=3, num_heads=4, img_size=32, in_chans=3, patch_size=8, drop_rate=0.1, attn_drop_rate=0.2,
         num_classes=26, mlp_ratio=4,
@@ -30,13 +30,13 @@ def test_timm_names_mean_the_same():
     assert (config.embed_dim, config.depth, config.num_classes) == (12, 3, 26)
 
 
-def test_mlp_follows_the_width():
+def test_mlp_is_twice_the_width_by_default():
     assert VitMnistConfig(hidden_size=32, num_attention_heads=4).intermediate_size == 64
     assert VitMnistConfig(embed_dim=32).intermediate_size == 64
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("hidden_size", 9, "2 heads for a width of 9"),
         ("num_attention_heads", 3, "3 heads for a width of 8"),
@@ -55,8 +55,8 @@ def test_mlp_follows_the_width():
         ("image_size", 28.0, "image_size.*expected int, got float"),
     ],
 )
-def test_impossible_values_are_named(field, value, says):
-    with pytest.raises((ValueError, StrictDataclassError), match=says):
+def test_impossible_values_are_refused(field, value, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
         VitMnistConfig(**{field: value})
 
 

@@ -1,4 +1,4 @@
-"""What transformers asks of every model of its own, asked of ours: the model, the classifier, and their processor."""
+"""What transformers tests of its own models, tested of ours: the model, the classifier, and their processor."""
 
 import copy
 import inspect
@@ -20,9 +20,8 @@ from transformers import (
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, VitMnistModel
 
-
 BOTH = pytest.mark.parametrize("kind", [VitMnistModel, VitMnistForImageClassification])
-# Every size differs from the defaults and from each other, so that no two can be mixed up.
+# Every size differs from the defaults and from each other, so that a confusion of two shows.
 SIZES = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 20}
 LAYERS, TOKENS = 3, 1 + 16
 
@@ -30,7 +29,7 @@ LAYERS, TOKENS = 3, 1 + 16
 def make(kind: type[PreTrainedModel], attn: str = "eager", **fields) -> PreTrainedModel:
     torch.manual_seed(0)
     model = kind(VitMnistConfig(attn_implementation=attn, **SIZES | fields))
-    with torch.no_grad():  # biases and LayerNorms start as zeros and ones, which would hide their mistakes
+    with torch.no_grad():  # biases start as zeros and LayerNorms as ones, which would hide errors
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -42,7 +41,7 @@ def pixel_values() -> torch.Tensor:
 
 
 def result(output) -> torch.Tensor:
-    """What a model is there for: the logits, or the tokens."""
+    """The main output of a model: the logits, or the tokens."""
     return output.logits if "logits" in output else output.last_hidden_state
 
 
@@ -57,7 +56,7 @@ def assert_same(model: nn.Module, other: nn.Module, pixel_values: torch.Tensor) 
 
 
 def gradients(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor | None]:
-    """Of a sum in which every number counts differently."""
+    """Gradients of a weighted sum of the output, in which every number has its own weight."""
     model.zero_grad()
     output = result(model(pixel_values))
     (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
@@ -68,7 +67,7 @@ def gradients(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.T
 
 
 @BOTH
-def test_saved_and_loaded_it_is_the_same(kind, tmp_path, pixel_values):
+def test_a_saved_model_loads_unchanged(kind, tmp_path, pixel_values):
     model = make(kind)
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -80,7 +79,7 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path, pixel_values):
 
 
 @BOTH
-def test_shards_are_put_together(kind, tmp_path, pixel_values):
+def test_shards_are_loaded(kind, tmp_path, pixel_values):
     model = make(kind)
     model.save_pretrained(tmp_path, max_shard_size="4KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -95,14 +94,14 @@ def test_device_map_auto(kind, tmp_path, pixel_values):
     model.save_pretrained(tmp_path)
     loaded = kind.from_pretrained(tmp_path, device_map="auto", attn_implementation="eager")
     found = result(loaded(pixel_values.to(loaded.device)))
-    # On an accelerator, where there is one, whose convolutions may round to TF32.
+    # An accelerator's convolutions may round to TF32.
     tolerance = 0 if loaded.device.type == "cpu" else 1e-2
     torch.testing.assert_close(found.cpu(), result(model(pixel_values)), rtol=0, atol=tolerance)
 
 
 @BOTH
 @pytest.mark.parametrize(("memory", "devices"), [(200, {"disk"}), (6_000, {"cpu", "disk"}), (9_000, {"cpu", "disk"})])
-def test_device_map_auto_leaves_on_disk_what_memory_does_not_hold(kind, memory, devices, tmp_path, pixel_values):
+def test_device_map_auto_offloads_to_disk(kind, memory, devices, tmp_path, pixel_values):
     model = make(kind)
     model.save_pretrained(tmp_path / "model")
     loaded = kind.from_pretrained(
@@ -130,7 +129,7 @@ def test_dtype(kind, tmp_path, dtype):
     assert kind.from_pretrained(tmp_path / "half", dtype=torch.float32).dtype == torch.float32
 
 
-def test_encoder_of_a_classifier(tmp_path, pixel_values):
+def test_an_encoder_loads_a_classifier(tmp_path, pixel_values):
     classifier = make(VitMnistForImageClassification)
     classifier.save_pretrained(tmp_path)
     encoder, info = VitMnistModel.from_pretrained(tmp_path, attn_implementation="eager", output_loading_info=True)
@@ -138,7 +137,7 @@ def test_encoder_of_a_classifier(tmp_path, pixel_values):
     assert_same(classifier.vit, encoder, pixel_values)
 
 
-def test_classifier_of_an_encoder_gets_a_new_head(tmp_path, pixel_values):
+def test_a_classifier_loads_an_encoder_with_a_new_head(tmp_path, pixel_values):
     encoder = make(VitMnistModel)
     encoder.save_pretrained(tmp_path)
     classifier, info = VitMnistForImageClassification.from_pretrained(
@@ -152,7 +151,7 @@ def test_classifier_of_an_encoder_gets_a_new_head(tmp_path, pixel_values):
 LETTERS = {0: "a", 1: "b", 2: "c"}
 
 
-def test_other_classes_get_a_new_head_only_if_asked(tmp_path, pixel_values):
+def test_other_classes_need_ignore_mismatched_sizes(tmp_path, pixel_values):
     model = make(VitMnistForImageClassification)
     model.save_pretrained(tmp_path / "digits")
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -171,8 +170,8 @@ def test_other_classes_get_a_new_head_only_if_asked(tmp_path, pixel_values):
 
 
 @BOTH
-def test_nothing_is_left_uninitialised(kind, monkeypatch):
-    """A checkpoint that holds nothing: every weight is made on the meta device, and then has to be filled."""
+def test_every_weight_is_initialized(kind, monkeypatch):
+    """Loading an empty checkpoint creates every weight on the meta device. All of them must then be filled."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # with NaN
     torch.use_deterministic_algorithms(True)
     try:
@@ -189,7 +188,7 @@ def test_nothing_is_left_uninitialised(kind, monkeypatch):
 
 @BOTH
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_model_is_saved_as_if_it_were_not(kind, tmp_path, pixel_values, in_place):
+def test_a_compiled_model_is_saved_as_an_uncompiled_one(kind, tmp_path, pixel_values, in_place):
     model = make(kind)
     if in_place:
         model.compile(backend="eager")
@@ -219,7 +218,7 @@ def test_copies_are_equal_and_independent(kind, duplicate, pixel_values):
 
 
 @BOTH
-def test_tuple_and_dict_hold_the_same(kind, pixel_values):
+def test_tuple_and_dict_are_equal(kind, pixel_values):
     model = make(kind)
     options = {"output_hidden_states": True, "output_attentions": True}
     if kind is VitMnistForImageClassification:
@@ -268,7 +267,7 @@ def test_recorded_tensors_keep_their_gradients(kind, pixel_values):
 @BOTH
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("dropout", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_only_training_is_random(kind, attn, dropout, pixel_values):
+def test_dropout_acts_only_in_training(kind, attn, dropout, pixel_values):
     model = make(kind, attn, **{dropout: 0.5})
     assert torch.equal(result(model(pixel_values)), result(model(pixel_values)))
     model.train()
@@ -276,7 +275,7 @@ def test_only_training_is_random(kind, attn, dropout, pixel_values):
 
 
 @BOTH
-def test_a_batch_is_its_images(kind, pixel_values):
+def test_a_batch_gives_the_results_of_its_images(kind, pixel_values):
     model = make(kind)
     with torch.no_grad():
         one_by_one = torch.cat([result(model(image[None])) for image in pixel_values])
@@ -301,8 +300,8 @@ def test_eager_and_sdpa_give_the_same_gradients(kind, pixel_values):
 
 @BOTH
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(kind, use_reentrant, pixel_values):
-    """Not even with dropout, which has to draw the same again, and with frozen embeddings, as adapters train."""
+def test_gradient_checkpointing_keeps_gradients(kind, use_reentrant, pixel_values):
+    """With dropout, which has to be drawn again, and with frozen embeddings, as when adapters are trained."""
     found = []
     for checkpointing in (False, True):
         model = make(kind, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).train()
@@ -326,7 +325,7 @@ def squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits.squeeze(1) - labels).square().mean()
 
 
-SEVERAL = torch.eye(5)[:, :3]  # of three classes, none to one for each image
+SEVERAL = torch.eye(5)[:, :3]  # none or one of three classes per image
 
 
 @pytest.mark.parametrize(
@@ -342,7 +341,7 @@ SEVERAL = torch.eye(5)[:, :3]  # of three classes, none to one for each image
     ],
 )
 def test_problem_types(problem_type, named, num_labels, labels, loss, pixel_values):
-    """Named in the config, or told from the labels as transformers does."""
+    """Named in the config, or inferred from the labels as in transformers."""
     fields = {"problem_type": problem_type} if named else {}
     model = make(VitMnistForImageClassification, num_labels=num_labels, **fields)
     output = model(pixel_values, labels=labels)
@@ -350,11 +349,11 @@ def test_problem_types(problem_type, named, num_labels, labels, loss, pixel_valu
     assert model.config.problem_type == problem_type
 
 
-# Names and places that other code looks for
+# Names that other code relies on
 
 
 @BOTH
-def test_names_that_transformers_looks_for(kind, pixel_values):
+def test_names_that_transformers_relies_on(kind, pixel_values):
     model = make(kind)
     assert list(inspect.signature(kind.forward).parameters)[1] == kind.main_input_name
     assert kind.config_class is VitMnistConfig
@@ -366,7 +365,7 @@ def test_names_that_transformers_looks_for(kind, pixel_values):
 
 
 @BOTH
-def test_auto_classes_make_it_from_a_config(kind):
+def test_auto_classes_create_a_model_from_a_config(kind):
     auto = AutoModel if kind is VitMnistModel else AutoModelForImageClassification
     torch.manual_seed(0)
     model = auto.from_config(VitMnistConfig(**SIZES), attn_implementation="eager", dtype=torch.bfloat16)
@@ -376,7 +375,7 @@ def test_auto_classes_make_it_from_a_config(kind):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
 
 
-def test_config_there_and_back(tmp_path):
+def test_config_round_trips(tmp_path):
     config = VitMnistConfig(**SIZES, id2label=LETTERS, initializer="trunc_normal")
     config.save_pretrained(tmp_path)
     for other in (
@@ -391,8 +390,8 @@ def test_config_there_and_back(tmp_path):
         a, b = other.to_dict(), config.to_dict()
         assert {k: (a.get(k), b.get(k)) for k in a.keys() | b.keys() if a.get(k) != b.get(k)} == {}
         assert other.id2label == LETTERS and other.num_labels == 3
-    changed, unused = VitMnistConfig.from_pretrained(tmp_path, depth=5, colour="red", return_unused_kwargs=True)
-    assert changed.num_hidden_layers == 5 and unused == {"colour": "red"}
+    changed, unused = VitMnistConfig.from_pretrained(tmp_path, depth=5, color="red", return_unused_kwargs=True)
+    assert changed.num_hidden_layers == 5 and unused == {"color": "red"}
 
 
 def test_timms_names_can_be_set():
@@ -404,7 +403,7 @@ def test_timms_names_can_be_set():
 # The processor
 
 
-def test_processor_there_and_back(tmp_path):
+def test_processor_round_trips(tmp_path):
     processor = VitMnistImageProcessor(do_invert="auto", do_center=True, size=35, image_mean=[0.2], background=7)
     processor.save_pretrained(tmp_path)
     VitMnistConfig().save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Other libraries of the ecosystem take the model, the processor and the metric as they are, offline."""
+"""Libraries of the ecosystem take the model, the processor and the metric unchanged, offline."""
 
 import datasets
 import evaluate
@@ -6,23 +6,21 @@ import pandas
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from modeling_vit_mnist import hub
-from modeling_vit_mnist.metrics import VitMnistMetric
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.training.metrics import VitMnistMetric
 
-from .conftest import ROOT, SAMPLE
+from .conftest import ROOT, SAMPLE, TINY
 
-
-CHECKPOINT = ROOT / "vit-mnist-tiny"
 NUM_SAMPLES = 100
 
 
 @pytest.fixture(scope="module")
 def run_evaluator():
     """
-    `evaluate.evaluator`, which makes a pipeline of the model and the processor. (evaluate 0.4.6 fails on a pipeline
-    that is already made: it asks for transformers' TensorFlow classes, which transformers 5 has no longer.)
+    `evaluate.evaluator`, given the model and the processor. It does not accept a ready pipeline: evaluate 0.4.6 would
+    look for transformers' TensorFlow classes, which transformers 5 has removed.
     """
-    model, processor = hub.load_checkpoint(CHECKPOINT)
+    model, processor = load_checkpoint(TINY)
     data = datasets.load_dataset(str(SAMPLE), split="test").select(range(NUM_SAMPLES))
     evaluator = evaluate.evaluator("image-classification")
 
@@ -40,24 +38,24 @@ def own(run_script, tmp_path) -> pandas.DataFrame:
     """Labels and predictions of run_inference.py."""
     output = tmp_path / "predictions.csv"
     done = run_script(
-        "run_inference.py", "--model", CHECKPOINT, "--dataset_name", SAMPLE, "--num_samples", NUM_SAMPLES,
+        "run_inference.py", "--model", TINY, "--dataset_name", SAMPLE, "--num_samples", NUM_SAMPLES,
         "--output", output,
     )  # fmt: skip
     assert done.code == 0, done.err
     return pandas.read_csv(output)
 
 
-def test_evaluator_measures_what_run_inference_does(run_evaluator, own):
+def test_evaluator_and_run_inference_agree(run_evaluator, own):
     results = run_evaluator(VitMnistMetric())
-    assert 0.9 < results["accuracy"] < 1  # with mistakes to compare
+    assert 0.9 < results["accuracy"] < 1  # with errors to compare
     assert results["accuracy"] == (own["label"] == own["prediction"]).mean()
     expected = confusion_matrix(own["label"], own["prediction"], labels=range(10))
     assert results["confusion_matrix"] == expected.tolist()
 
 
 def test_evaluator_bootstraps_the_accuracy(run_evaluator, own):
-    """With the metric as `evaluate.load` gives it."""
-    metric = evaluate.load(str(ROOT / "modeling_vit_mnist" / "metrics.py"), "accuracy")
+    """With the metric loaded by `evaluate.load`."""
+    metric = evaluate.load(str(ROOT / "modeling_vit_mnist" / "training" / "metrics.py"), "accuracy")
     results = run_evaluator(metric, strategy="bootstrap", n_resamples=100, random_state=0)["accuracy"]
     accuracy = (own["label"] == own["prediction"]).mean()
     low, high = results["confidence_interval"]

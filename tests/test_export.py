@@ -1,4 +1,4 @@
-"""Exports compute what our model computes, load without our code, and come back with the same bits."""
+"""Exports compute the same as our model, load without our code, and can be imported with the same bits."""
 
 import json
 import os
@@ -11,18 +11,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub
-from modeling_vit_mnist.export import import_checkpoint, in_tree_model
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
+from modeling_vit_mnist.checkpoints.convert import hf_vit_model, import_checkpoint
+from modeling_vit_mnist.checkpoints.export import ExportArguments, run_export
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
 
-from .conftest import ROOT
+from .conftest import ROOT, TINY, weights
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A network whose every size differs from the default, all weights random."""
+    """A network with every size different from the default, and random weights."""
     folder = tmp_path_factory.mktemp("export") / "checkpoint"
     torch.manual_seed(0)
     config = VitMnistConfig(hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20)
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    hub.save_checkpoint(folder, model, VitMnistImageProcessor(), card="", records={})
+    save_checkpoint(folder, model, VitMnistImageProcessor(), card="", records={})
     return folder
 
 
@@ -44,16 +45,12 @@ def export(run_script, tmp_path, checkpoint):
     return run
 
 
-def weights_of(folder):
-    return load_file(folder / "model.safetensors")
-
-
 @pytest.mark.parametrize("form", ["vit", "vit-rgb", "timm"])
-def test_there_and_back_bit_for_bit(export, run_script, tmp_path, checkpoint, form):
+def test_export_and_import_keep_every_bit(export, run_script, tmp_path, checkpoint, form):
     heads = json.loads((checkpoint / "config.json").read_text())["num_attention_heads"]
     done = run_script("run_export.py", "--format", "import", "--model", export(form), "--output", tmp_path / "back")
     assert done.code == 0, done.err
-    before, after = weights_of(checkpoint), weights_of(tmp_path / "back")
+    before, after = weights(checkpoint), weights(tmp_path / "back")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (config["num_attention_heads"], config["intermediate_size"], config["patch_size"]) == (heads, 20, 7)
@@ -63,10 +60,10 @@ def test_there_and_back_bit_for_bit(export, run_script, tmp_path, checkpoint, fo
 
 
 @pytest.mark.parametrize(("form", "channels"), [("vit", 1), ("vit-rgb", 3)])
-def test_the_in_tree_class_gives_the_same_logits(export, checkpoint, form, channels):
+def test_transformers_vit_gives_the_same_logits(export, checkpoint, form, channels):
     theirs, info = ViTForImageClassification.from_pretrained(export(form), output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    ours, _ = hub.load_checkpoint(checkpoint)
+    ours, _ = load_checkpoint(checkpoint)
     pixel_values = torch.randn(7, 1, 28, 28, dtype=torch.double)
     with torch.no_grad():
         expected = ours.double().eval()(pixel_values).logits
@@ -74,8 +71,8 @@ def test_the_in_tree_class_gives_the_same_logits(export, checkpoint, form, chann
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_a_stock_pipeline_takes_the_rgb_form(export, checkpoint, sample, tmp_path):
-    """In a fresh process that never imports this package."""
+def test_a_stock_pipeline_runs_vit_rgb(export, checkpoint, sample, tmp_path):
+    """In a fresh process, which does not import this package. Exporting, in turn, does not import the Hub's code."""
     files = []
     for index, frame in enumerate(sample["test"].images[:8]):
         files.append(str(tmp_path / f"{index}.png"))
@@ -86,17 +83,20 @@ from transformers import pipeline
 classify = pipeline("image-classification", model={str(export("vit-rgb"))!r}, top_k=1)
 print(json.dumps([[result[0]["label"], result[0]["score"]] for result in classify({files!r})]))
 assert not [name for name in sys.modules if name.startswith("modeling_vit_mnist")]
+sys.path.insert(0, {str(ROOT)!r})
+import modeling_vit_mnist.checkpoints.export
+assert "modeling_vit_mnist.checkpoints.hub" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    model, processor = hub.load_checkpoint(checkpoint)
+    model, processor = load_checkpoint(checkpoint)
     with torch.no_grad():
-        expected = model.eval()(processor.to_pixel_values(sample["test"].images[:8])).logits.softmax(-1).max(-1)
+        expected = model.eval()(processor.rescale_and_normalize(sample["test"].images[:8])).logits.softmax(-1).max(-1)
     for (label, score), value, index in zip(json.loads(done.stdout), *expected, strict=True):
         assert (label, score) == (str(index.item()), pytest.approx(value.item(), abs=1e-5))
 
 
-def test_the_stock_processor_makes_the_same_pixels(export, sample):
+def test_the_stock_processor_gives_the_same_pixels(export, sample):
     image = PIL.Image.fromarray(sample["test"].images[0].numpy())
     expected = VitMnistImageProcessor()(image, return_tensors="pt").pixel_values
     for form, channels in (("vit", 1), ("vit-rgb", 3)):
@@ -105,23 +105,23 @@ def test_the_stock_processor_makes_the_same_pixels(export, sample):
         torch.testing.assert_close(got, expected.expand(-1, channels, -1, -1), rtol=0, atol=1e-6)
 
 
-def test_timm_loads_it(export, checkpoint):
+def test_timm_gives_the_same_logits(export, checkpoint):
     folder = export("timm")
-    assert {"cls_token", "blocks.2.attn.qkv.weight", "norm.bias", "head.weight"} <= weights_of(folder).keys()
+    assert {"cls_token", "blocks.2.attn.qkv.weight", "norm.bias", "head.weight"} <= weights(folder).keys()
     try:
         import timm
-    except Exception as error:  # a torchvision that does not match torch fails in many ways
+    except Exception as error:  # a torchvision that does not match torch raises many kinds
         pytest.skip(f"timm cannot be imported: {error}")
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).double().eval()
-    ours, _ = hub.load_checkpoint(checkpoint)
+    ours, _ = load_checkpoint(checkpoint)
     pixel_values = torch.randn(3, 1, 28, 28, dtype=torch.double)
     with torch.no_grad():
         torch.testing.assert_close(theirs(pixel_values), ours.double().eval()(pixel_values).logits)
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
-def test_a_pth_file_of_timm_names_is_imported(tmp_path, wrap):
-    model, _ = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
+def test_a_pth_file_with_timm_names_is_imported(tmp_path, wrap):
+    model, _ = load_checkpoint(TINY)
     state = {name.removeprefix("vit."): tensor for name, tensor in model.state_dict().items()}
     torch.save(wrap(state), tmp_path / "vit.pth")
     imported, _ = import_checkpoint(tmp_path / "vit.pth")
@@ -135,44 +135,43 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        ({"model": Evil()}, "cannot be read"),
-        ({"fc.weight": torch.zeros(2)}, "holds no state dict of timm's names"),
-        ({"patch_embed.proj.weight": torch.zeros(8, 1, 7, 7)}, "not of such a network"),
+        ({"model": Evil()}, "Cannot read the weights in"),
+        ({"fc.weight": torch.zeros(2)}, "holds no state dict with timm's names"),
+        ({"patch_embed.proj.weight": torch.zeros(8, 1, 7, 7)}, "do not match a ViT classifier"),
     ],
 )
-def test_what_cannot_be_imported_gets_one_line(tmp_path, run_script, content, says):
+def test_unusable_files_give_a_one_line_error(tmp_path, run_script, content, message):
     torch.save(content, tmp_path / "x.pth")
     done = run_script(
         "run_export.py", "--format", "import", "--model", tmp_path / "x.pth", "--output", tmp_path / "out"
     )
-    assert done.code == 2 and says in done.err and done.err.count("\n") == 1
+    assert done.code == 2 and message in done.err and done.err.count("\n") == 1
     assert "code from a pickle" not in done.out
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path, run_script):
+def test_a_folder_in_use_stays_unchanged(tmp_path, run_script):
     (tmp_path / "thesis.txt").write_text("years of work")
     done = run_script("run_export.py", "--format", "vit", "--output", tmp_path)
     assert done.code == 2 and "is not empty" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_other_formats_are_named(tmp_path, run_script):
+def test_an_unknown_format_is_refused(tmp_path, run_script):
     done = run_script("run_export.py", "--format", "tflite", "--output", tmp_path / "x")
     assert done.code == 2 and "invalid choice: 'tflite'" in done.err
+
+
+onnx_group = pytest.mark.xdist_group("onnx")  # its tests share an export of several seconds
 
 
 @pytest.fixture(scope="module")
 def onnx_folder(tmp_path_factory):
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("onnx") / "out"
-    done = subprocess.run(
-        [sys.executable, "run_export.py", "--format", "onnx", "--output", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_export(ExportArguments(format="onnx", output=str(folder)))
     return folder
 
 
@@ -182,12 +181,13 @@ def session(folder, name):
     return onnxruntime.InferenceSession(folder / "onnx" / f"{name}.onnx")
 
 
+@onnx_group
 def test_onnx_gives_the_same_logits_at_any_batch_size(onnx_folder):
-    model, _ = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
-    colour = in_tree_model(model, rgb=True)
+    model, _ = load_checkpoint(TINY)
+    rgb_model = hf_vit_model(model, rgb=True)
     network = session(onnx_folder, "model")
     for size in (1, 2, 17):
-        for channels, torch_model in ((1, model.eval()), (3, colour)):
+        for channels, torch_model in ((1, model.eval()), (3, rgb_model)):
             pixel_values = torch.randn(size, channels, 28, 28, generator=torch.Generator().manual_seed(size))
             with torch.no_grad():
                 expected = torch_model(pixel_values).logits
@@ -195,7 +195,8 @@ def test_onnx_gives_the_same_logits_at_any_batch_size(onnx_folder):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
+@onnx_group
+def test_onnx_files_have_class_names_and_no_local_paths(onnx_folder):
     for name in ("model", "model_quantized", "model_images"):
         labels = session(onnx_folder, name).get_modelmeta().custom_metadata_map["labels"]
         assert json.loads(labels) == [str(digit) for digit in range(10)]
@@ -203,35 +204,37 @@ def test_onnx_knows_its_classes_and_no_path_of_this_machine(onnx_folder):
         assert len(content) < 25_000 and b".py" not in content and b"/home" not in content and b"/root" not in content
 
 
+@onnx_group
 def test_onnx_predicts_the_same_digits(onnx_folder, sample):
-    compare_predictions(onnx_folder, sample["test"], int8_slack=0.01)  # 1,000 images only; the bound is for MNIST
+    compare_predictions(onnx_folder, sample["test"], int8_slack=0.01)  # one percent of 1,000 images
 
 
+@onnx_group
 def test_onnx_predicts_the_same_digits_on_mnist(onnx_folder, mnist):
-    from modeling_vit_mnist.arguments import DataArguments
-    from modeling_vit_mnist.data import load_digits
+    from modeling_vit_mnist.data.arguments import DataArguments
+    from modeling_vit_mnist.data.splits import load_images
 
-    digits = load_digits(DataArguments(dataset_name=mnist), VitMnistImageProcessor(), ["test"])["test"]
-    compare_predictions(onnx_folder, digits)
+    test = load_images(DataArguments(dataset_name=mnist), VitMnistImageProcessor(), ["test"])["test"]
+    compare_predictions(onnx_folder, test)
 
 
-def compare_predictions(folder, digits, int8_slack=0.002):
-    model, processor = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
-    pixel_values = processor.to_pixel_values(digits.images)
+def compare_predictions(folder, dataset, int8_slack=0.002):
+    model, processor = load_checkpoint(TINY)
+    pixel_values = processor.rescale_and_normalize(dataset.images)
     with torch.no_grad():
         logits = model.eval()(pixel_values).logits
-    expected, labels = logits.argmax(1).numpy(), digits.labels.numpy()
+    expected, labels = logits.argmax(1).numpy(), dataset.labels.numpy()
     (plain,) = session(folder, "model").run(None, {"pixel_values": pixel_values.numpy()})
     assert np.array_equal(plain.argmax(1), expected)
-    (whole,) = session(folder, "model_images").run(None, {"images": digits.images.numpy()})
-    assert np.array_equal(whole.argmax(1), expected)
-    np.testing.assert_allclose(whole, logits.softmax(-1), atol=1e-4)
+    (end_to_end,) = session(folder, "model_images").run(None, {"images": dataset.images.numpy()})
+    assert np.array_equal(end_to_end.argmax(1), expected)
+    np.testing.assert_allclose(end_to_end, logits.softmax(-1), atol=1e-4)
     (int8,) = session(folder, "model_quantized").run(None, {"pixel_values": pixel_values.numpy()})
     assert abs((int8.argmax(1) == labels).mean() - (expected == labels).mean()) <= int8_slack
 
 
 NODE_SCRIPT = """
-globalThis.fetch = (url) => { throw new Error(`reached for the network: ${url}`); };
+globalThis.fetch = (url) => { throw new Error(`unexpected network access: ${url}`); };
 const { env, pipeline } = require("@huggingface/transformers");
 const [folder, dtype, ...files] = process.argv.slice(1);
 env.allowRemoteModels = false;
@@ -244,7 +247,7 @@ env.allowRemoteModels = false;
 
 @pytest.fixture(scope="module")
 def node_modules() -> Path:
-    """Folder that transformers.js is installed in: one on NODE_PATH, or in the root of this repository."""
+    """The folder in which transformers.js is installed: on NODE_PATH or in this repository."""
     folders = [Path(name) for name in os.environ.get("NODE_PATH", "").split(os.pathsep) if name]
     for folder in [*folders, ROOT / "node_modules"]:
         if shutil.which("node") and (folder / "@huggingface" / "transformers").is_dir():
@@ -252,6 +255,7 @@ def node_modules() -> Path:
     pytest.skip("needs Node and transformers.js: npm install --no-save --ignore-scripts @huggingface/transformers")
 
 
+@onnx_group
 @pytest.mark.parametrize(("dtype", "name"), [("fp32", "model"), ("q8", "model_quantized")])
 def test_transformers_js_gives_the_same_probabilities(onnx_folder, node_modules, sample, tmp_path, dtype, name):
     digits, files = sample["test"].select(slice(20)), []
@@ -261,14 +265,14 @@ def test_transformers_js_gives_the_same_probabilities(onnx_folder, node_modules,
         (image if index % 2 else image.convert("RGB")).save(files[-1])
     done = subprocess.run(
         ["node", "-e", NODE_SCRIPT, onnx_folder, dtype, *files],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"NODE_PATH": str(node_modules)},
+        capture_output=True, text=True, timeout=600, env=os.environ | {"NODE_PATH": str(node_modules)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers = [{entry["label"]: entry["score"] for entry in answer} for answer in json.loads(done.stdout)]
     got = np.array([[answer[str(digit)] for digit in range(10)] for answer in answers])
 
-    model, processor = hub.load_checkpoint(ROOT / "vit-mnist-tiny")
-    pixel_values = processor.to_pixel_values(digits.images)
+    model, processor = load_checkpoint(TINY)
+    pixel_values = processor.rescale_and_normalize(digits.images)
     with torch.no_grad():
         expected = model.eval()(pixel_values).logits
     if dtype == "q8":
@@ -277,7 +281,7 @@ def test_transformers_js_gives_the_same_probabilities(onnx_folder, node_modules,
     np.testing.assert_allclose(got, expected.softmax(-1), rtol=0, atol=1e-5)
 
 
-def test_a_stock_model_loads_the_tiny_checkpoint_by_auto_class(tmp_path, run_script):
+def test_auto_classes_load_the_exported_vit(tmp_path, run_script):
     done = run_script("run_export.py", "--format", "vit", "--output", tmp_path / "vit")
     assert done.code == 0, done.err
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "vit")

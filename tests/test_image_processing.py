@@ -1,4 +1,4 @@
-"""The image processor: MNIST bit for bit, every kind of image, MNIST's framing, and nothing that gives NaN."""
+"""The image processor: MNIST bit for bit, every kind of image, MNIST's framing, and no NaN."""
 
 import numpy as np
 import PIL.Image
@@ -7,7 +7,8 @@ import torch
 from transformers import pipeline
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
-
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.splits import load_images
 
 PROCESSOR = VitMnistImageProcessor()
 
@@ -22,8 +23,8 @@ def pixels(images, **kwargs) -> torch.Tensor:
     return PROCESSOR(images, return_tensors="pt", **kwargs).pixel_values
 
 
-def frames(images, **kwargs) -> np.ndarray:
-    """The processor's geometry alone, without rescaling and normalising."""
+def grayscale(images, **kwargs) -> np.ndarray:
+    """Grayscale and resized images, neither rescaled nor normalized."""
     return PROCESSOR(images, do_rescale=False, do_normalize=False, return_tensors="np", **kwargs).pixel_values[:, 0]
 
 
@@ -32,16 +33,16 @@ def digits(sample) -> np.ndarray:
     return sample["test"].images[:40].numpy()
 
 
-def test_mnist_bit_for_bit(digits):
+def test_mnist_equals_torchvision_bit_for_bit(digits):
     assert torch.equal(pixels([PIL.Image.fromarray(digit) for digit in digits]), as_torchvision(digits))
 
 
-def test_every_grey_level_bit_for_bit():
+def test_every_gray_level_equals_torchvision_bit_for_bit():
     ramp = np.arange(256, dtype=np.uint8).repeat(4)[:784].reshape(1, 28, 28)
     other = np.arange(60, 256, dtype=np.uint8).repeat(4).reshape(1, 28, 28)
     for images in (ramp, other):
         assert torch.equal(pixels(images), as_torchvision(images))
-        assert torch.equal(PROCESSOR.to_pixel_values(torch.from_numpy(images)), as_torchvision(images))
+        assert torch.equal(PROCESSOR.rescale_and_normalize(torch.from_numpy(images)), as_torchvision(images))
 
 
 FORMS = {
@@ -70,12 +71,12 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_an_image(form, digits):
+def test_every_form_of_an_image_gives_the_same_pixels(form, digits):
     expected = as_torchvision(digits[:3])
     images = [FORMS[form](digit) for digit in digits[:3]]
     assert torch.equal(pixels(images), expected)
     assert torch.equal(pixels(images[0]), expected[:1])
-    if not isinstance(images[0], PIL.Image.Image):  # batches: four of them, since three would be one colour image
+    if not isinstance(images[0], PIL.Image.Image):  # four, since a batch of three would be one color image
         stack = np.stack if isinstance(images[0], np.ndarray) else torch.stack
         assert torch.equal(pixels(stack([*images, images[0]])), expected[[0, 1, 2, 0]])
         assert torch.equal(pixels([stack([*images, images[0]])[:, None][:, 0], images[1]])[4:], expected[1:2])
@@ -89,33 +90,33 @@ def test_black_and_white_and_bool(digits):
     assert torch.equal(pixels(binary), expected)
 
 
-def test_colour_floats_and_a_mixed_batch(digits):
-    colour = np.stack([digits[0]] * 3, -1) / 255
-    assert torch.allclose(pixels(colour), as_torchvision(digits[:1]), atol=1e-6)
+def test_color_floats_and_a_mixed_batch(digits):
+    color = np.stack([digits[0]] * 3, -1) / 255
+    assert torch.allclose(pixels(color), as_torchvision(digits[:1]), atol=1e-6)
     mixed = pixels([digits[0], digits[1].astype(np.float64) / 255])
     assert torch.allclose(mixed, as_torchvision(digits[:2]), atol=1e-6)
 
 
-def test_luma_is_pillows():
-    colour = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
-    expected = np.asarray(PIL.Image.fromarray(colour).convert("L"))
-    assert np.array_equal(frames(colour)[0], expected)
-    assert np.array_equal(frames(colour.transpose(2, 0, 1))[0], expected)
-    assert np.abs(frames(colour / 255)[0] * 255 - expected).max() <= 1
+def test_luma_equals_pillows():
+    color = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    expected = np.asarray(PIL.Image.fromarray(color).convert("L"))
+    assert np.array_equal(grayscale(color)[0], expected)
+    assert np.array_equal(grayscale(color.transpose(2, 0, 1))[0], expected)
+    assert np.abs(grayscale(color / 255)[0] * 255 - expected).max() <= 1
 
 
-def test_transparency_over_the_background():
+def test_transparent_pixels_show_the_background():
     ink = np.zeros((28, 28, 4), np.uint8)
     ink[8:20, 12:16, 3] = 255  # opaque black on transparent
     for image in (PIL.Image.fromarray(ink), ink):
-        assert np.array_equal(np.unique(frames(image)), [0, 255]) and frames(image)[0, 0, 0] == 255
-        assert not frames(image, background=0).any()
-        assert frames(image, do_invert="auto")[0, 10, 13] == 255  # light ink on dark paper, as in MNIST
+        assert np.array_equal(np.unique(grayscale(image)), [0, 255]) and grayscale(image)[0, 0, 0] == 255
+        assert not grayscale(image, background=0).any()
+        assert grayscale(image, do_invert="auto")[0, 10, 13] == 255  # light ink on dark paper, as in MNIST
     half = np.array([[[0, 0, 0, 0.5]]], np.float32).repeat(28, 0).repeat(28, 1)
-    assert frames(half)[0, 0, 0] == pytest.approx(0.5)
+    assert grayscale(half)[0, 0, 0] == pytest.approx(0.5)
     palette = PIL.Image.fromarray(digit_like()).convert("P")
     palette.info["transparency"] = 0
-    assert frames(palette)[0, 0, 0] == 255
+    assert grayscale(palette)[0, 0, 0] == 255
 
 
 def digit_like(side: int = 28) -> np.ndarray:
@@ -124,34 +125,34 @@ def digit_like(side: int = 28) -> np.ndarray:
     return image
 
 
-def test_resize_is_pillows_antialiased_bilinear():
+def test_resizing_equals_pillows_antialiased_bilinear():
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70), dtype=np.uint8))
-    assert np.array_equal(frames(image)[0], np.asarray(image.resize((28, 28), PIL.Image.Resampling.BILINEAR)))
-    assert frames(np.asarray(image) / 255).shape == (1, 28, 28)
+    assert np.array_equal(grayscale(image)[0], np.asarray(image.resize((28, 28), PIL.Image.Resampling.BILINEAR)))
+    assert grayscale(np.asarray(image) / 255).shape == (1, 28, 28)
     assert VitMnistImageProcessor(size=32)(image).pixel_values[0].shape == (1, 32, 32)
 
 
-def test_auto_invert_knows_paper_from_ink(digits):
+def test_auto_invert_inverts_dark_ink_on_light_paper(digits):
     for flipped in (digits, 255 - digits):
-        assert np.array_equal(frames(list(flipped), do_invert="auto"), digits)
-    assert np.array_equal(frames(list(digits), do_invert=True), 255 - digits)
-    assert np.array_equal(frames(list(digits)), digits)
+        assert np.array_equal(grayscale(list(flipped), do_invert="auto"), digits)
+    assert np.array_equal(grayscale(list(digits), do_invert=True), 255 - digits)
+    assert np.array_equal(grayscale(list(digits)), digits)
 
 
-def test_centering_keeps_mnist_as_it_is(digits):
-    assert np.array_equal(frames(list(digits), do_center=True), digits)
+def test_centering_leaves_mnist_unchanged(digits):
+    assert np.array_equal(grayscale(list(digits), do_center=True), digits)
 
 
 @pytest.mark.parametrize("scale", [1, 3, 12])
 @pytest.mark.parametrize("corner", [(0, 0), (40, 5), (100, 100)])
 def test_centering_restores_mnists_framing(digits, scale, corner):
-    """A digit enlarged and put anywhere on a sheet comes back to where MNIST has it, within resampling."""
+    """An enlarged digit anywhere on a sheet is framed as in MNIST, up to resampling."""
     for digit in digits[:5]:
         side = 28 * scale
         sheet = np.zeros((side + 120, side + 120), np.uint8)
         large = PIL.Image.fromarray(digit).resize((side, side), PIL.Image.Resampling.NEAREST)
         sheet[corner[0] : corner[0] + side, corner[1] : corner[1] + side] = np.asarray(large)
-        framed = frames(sheet, do_center=True)[0].astype(float)
+        framed = grayscale(sheet, do_center=True)[0].astype(float)
         rows, columns = np.nonzero(framed)
         assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
         center = [(np.indices((28, 28))[axis] * framed).sum() / framed.sum() for axis in (0, 1)]
@@ -162,14 +163,14 @@ def test_centering_restores_mnists_framing(digits, scale, corner):
 def test_centering_a_noisy_photograph():
     noise = np.random.default_rng(0).normal(0, 6, (200, 150))
     photo = np.clip(200 - 150 * (np.pad(digit_like(80), ((20, 100), (10, 60))) > 0) + noise, 0, 255).astype(np.uint8)
-    framed = frames(photo, do_invert="auto", do_center=True)[0]
+    framed = grayscale(photo, do_invert="auto", do_center=True)[0]
     rows, _ = np.nonzero(framed > 40)
     assert (rows.min(), rows.max()) == (4, 23)
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
 @pytest.mark.parametrize("options", [{}, {"do_center": True}, {"do_invert": "auto", "do_center": True}])
-def test_blank_images_are_no_nan(value, options):
+def test_blank_images_give_no_nan(value, options):
     image = np.full((50, 30), value, np.uint8)
     for form in (image, image / np.float32(255), PIL.Image.fromarray(image)):
         assert pixels(form, **options).isfinite().all()
@@ -189,7 +190,7 @@ def test_empty_batch_and_return_types(digits):
 
 
 @pytest.mark.parametrize(
-    ("image", "options", "error", "says"),
+    ("image", "options", "error", "message"),
     [
         (np.zeros((2, 2, 2, 2, 2)), {}, ValueError, r"got \(2, 2, 2, 2, 2\)"),
         (np.zeros(784), {}, ValueError, r"got \(784,\)"),
@@ -203,8 +204,8 @@ def test_empty_batch_and_return_types(digits):
         ([np.zeros((28, 28)), np.zeros((30, 28))], {"do_resize": False}, ValueError, "28x28, 30x28"),
     ],
 )
-def test_what_is_no_image_gets_a_sentence(image, options, error, says):
-    with pytest.raises(error, match=says):
+def test_unusable_images_are_refused(image, options, error, message):
+    with pytest.raises(error, match=message):
         PROCESSOR(image, **options)
 
 
@@ -212,11 +213,11 @@ def test_files_keep_their_transparency(tmp_path):
     ink = np.zeros((28, 28, 4), np.uint8)
     ink[8:20, 12:16, 3] = 255
     PIL.Image.fromarray(ink).save(tmp_path / "ink.png")
-    assert frames(str(tmp_path / "ink.png"))[0, 0, 0] == 255
-    assert np.array_equal(frames([tmp_path / "ink.png"] * 2)[1], frames(ink)[0])
+    assert grayscale(str(tmp_path / "ink.png"))[0, 0, 0] == 255
+    assert np.array_equal(grayscale([tmp_path / "ink.png"] * 2)[1], grayscale(ink)[0])
 
 
-def test_saved_processor_is_the_same(tmp_path, digits):
+def test_a_saved_processor_loads_unchanged(tmp_path, digits):
     VitMnistImageProcessor(do_invert="auto", do_center=True, size=35, background=0).save_pretrained(tmp_path)
     loaded = VitMnistImageProcessor.from_pretrained(tmp_path)
     assert (loaded.do_invert, loaded.do_center, loaded.size.height, loaded.background) == ("auto", True, 35, 0)
@@ -225,8 +226,8 @@ def test_saved_processor_is_the_same(tmp_path, digits):
     assert torch.equal(again, as_torchvision(digits))
 
 
-def test_pipeline(digits):
-    """Pipelines turn every image to RGB; the processor turns it back without loss."""
+def test_pipeline_gives_the_models_probabilities(digits):
+    """Pipelines convert every image to RGB. The processor converts it back without loss."""
     torch.manual_seed(0)
     model = VitMnistForImageClassification(VitMnistConfig()).eval()
     classify = pipeline("image-classification", model=model, image_processor=PROCESSOR)
@@ -240,11 +241,8 @@ def test_pipeline(digits):
 
 
 def test_all_of_mnist(mnist):
-    from modeling_vit_mnist.arguments import DataArguments
-    from modeling_vit_mnist.data import load_digits
-
-    digits = load_digits(DataArguments(dataset_name=mnist), PROCESSOR, ["test"])["test"]
+    digits = load_images(DataArguments(dataset_name=mnist), PROCESSOR, ["test"])["test"]
     images = digits.images.numpy()
-    assert torch.equal(PROCESSOR.to_pixel_values(digits.images), as_torchvision(images))
-    assert np.array_equal(frames(images, do_invert="auto"), images)
-    assert (frames(images, do_center=True) == images).all((1, 2)).mean() > 0.999
+    assert torch.equal(PROCESSOR.rescale_and_normalize(digits.images), as_torchvision(images))
+    assert np.array_equal(grayscale(images, do_invert="auto"), images)
+    assert (grayscale(images, do_center=True) == images).all((1, 2)).mean() > 0.999

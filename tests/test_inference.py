@@ -1,35 +1,34 @@
-"""Predictions as a user gets them: what is printed, what is written, and what is refused."""
+"""Predictions as a user gets them: the output printed, the files written, and the errors."""
 
 import json
 import re
-import shutil
-import subprocess
-import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub, inference
-from modeling_vit_mnist.errors import InputError
-from modeling_vit_mnist.functional import weight_shapes
-from modeling_vit_mnist.inference import choose_device, predict
-from modeling_vit_mnist.light import load_light_checkpoint
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
+from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.splits import load_images, stream_images
+from modeling_vit_mnist.inference.arguments import InferenceArguments, VisualizeArguments
+from modeling_vit_mnist.inference.predict import choose_device, predict, read_images
 
-from .conftest import ROOT, SAMPLE
+from .conftest import ROOT, SAMPLE, TINY
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A network that has learned nothing, which errs enough to show mistakes."""
+    """An untrained network, which makes enough errors to show some."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     model = VitMnistForImageClassification(VitMnistConfig())
-    hub.save_checkpoint(folder, model, VitMnistImageProcessor(), card="", records={})
+    save_checkpoint(folder, model, VitMnistImageProcessor(), card="", records={})
     return folder
 
 
@@ -50,14 +49,14 @@ def pictures(tmp_path, sample):
     return folder
 
 
-def test_default_output_is_the_originals(infer, checkpoint, sample):
+def test_default_output_has_the_original_format(infer, checkpoint, sample):
     done = infer()
     lines = done.out.splitlines()
     assert (done.code, done.err) == (0, "")
     assert len(lines) == 2 * 64 + 1
-    model, processor = hub.load_checkpoint(checkpoint)
+    model, processor = load_checkpoint(checkpoint)
     digits = sample["test"].select(slice(64))
-    predictions = model(processor.to_pixel_values(digits.images)).logits.argmax(1)
+    predictions = model(processor.rescale_and_normalize(digits.images)).logits.argmax(1)
     for index, (label, prediction) in enumerate(zip(digits.labels.tolist(), predictions.tolist(), strict=True)):
         assert lines[2 * index] == f"Idx:{index} GT:{label} Pred:{prediction} isAcc:{label == prediction}"
         assert lines[2 * index + 1] == "------------------------------"
@@ -67,14 +66,22 @@ def test_default_output_is_the_originals(infer, checkpoint, sample):
     )
 
 
-def test_kept_checkpoint_on_mnist(run_script, mnist):
+# These digits are among MNIST's training images, so the accuracy is not one on unseen images. It was 0.977, 0.998 and
+# 0.971 when the bounds were set.
+@pytest.mark.parametrize(("name", "bound"), [("tiny", 0.96), ("small", 0.99), ("best", 0.96)])
+def test_bundled_checkpoints_on_the_sample(infer, name, bound):
+    done = infer("--num_samples", "0", model=ROOT / f"vit-mnist-{name}")
+    assert int(re.search(r"\(([\d,]+) of 1,000 test images", done.out)[1]) / 1000 >= bound
+
+
+def test_bundled_checkpoint_on_mnist(run_script, mnist):
     done = run_script("run_inference.py", "--dataset_name", mnist)
     lines = done.out.splitlines()
     assert [re.match(r"Idx:\d+ GT:(\d)", line)[1] for line in lines[:20:2]] == list("7210414959")
     assert lines[0] == "Idx:0 GT:7 Pred:7 isAcc:True" and lines[1] == "-" * 30
     done = run_script("run_inference.py", "--dataset_name", mnist, "--num_samples", "0")
     accuracy = re.search(r"Accuracy: ([\d.]+)% .* of 10,000", done.out)[1]
-    results = json.loads((hub.CARD_TEMPLATE.parent / "vit-mnist-tiny" / "all_results.json").read_text())
+    results = json.loads((TINY / "all_results.json").read_text())
     # Another CPU may round a pair of nearly equal logits the other way.
     assert float(accuracy) == pytest.approx(100 * results["test_accuracy"], abs=0.021)
 
@@ -87,7 +94,7 @@ def test_number_of_samples_and_split(infer):
 @pytest.mark.parametrize(
     ("suffix", "read"), [("jsonl", pandas.read_json), ("csv", pandas.read_csv), ("parquet", pandas.read_parquet)]
 )
-def test_tables_hold_what_is_printed(infer, tmp_path, suffix, read):
+def test_tables_equal_the_printed_output(infer, tmp_path, suffix, read):
     path = tmp_path / "new folder" / f"predictions.{suffix}"
     done = infer("--output", path, "--top_k", "3", "--num_samples", "20")
     table = read(path, lines=True) if suffix == "jsonl" else read(path)
@@ -98,7 +105,7 @@ def test_tables_hold_what_is_printed(infer, tmp_path, suffix, read):
         assert top == prediction and row["probability"] == pytest.approx(float(probability), abs=5.1e-5)
 
 
-def test_grid_is_a_picture(infer, tmp_path, pictures):
+def test_grid_is_written(infer, tmp_path, pictures):
     infer("--grid", tmp_path / "grid.png", "--num_samples", "25")
     infer("--grid", tmp_path / "one.png", "--image", pictures / "0.png")
     assert PIL.Image.open(tmp_path / "grid.png").width > 1000
@@ -106,7 +113,7 @@ def test_grid_is_a_picture(infer, tmp_path, pictures):
 
 
 def test_files_folders_and_globs(infer, pictures, checkpoint):
-    model, processor = hub.load_checkpoint(checkpoint)
+    model, processor = load_checkpoint(checkpoint)
     files = sorted(map(str, pictures.iterdir()))
     expected = predict(model, processor, torch.cat([torch.tensor(np.asarray(PIL.Image.open(f)))[None] for f in files]))
     for arguments in ([pictures], files, [pictures / "*.png"], [pictures / "0.png", pictures / "[12].png"]):
@@ -116,8 +123,8 @@ def test_files_folders_and_globs(infer, pictures, checkpoint):
         assert lines[1] == "-" * 30 and lines[-1].startswith("3 images, ")
 
 
-def test_photographs_are_framed_on_request(infer, pictures, sample):
-    """A digit drawn dark on light in the corner of a large sheet gets the answer of the digit itself."""
+def test_do_center_and_do_invert_frame_photographs(infer, pictures, sample):
+    """A dark digit in the corner of a large light sheet gets the prediction of the digit itself."""
     sheet = PIL.Image.new("L", (300, 200), 255)
     digit = PIL.Image.fromarray(255 - sample["test"].images[0].numpy())
     sheet.paste(digit, (200, 120))
@@ -125,145 +132,63 @@ def test_photographs_are_framed_on_request(infer, pictures, sample):
     plain = infer("--image", pictures / "0.png").out.split()[1:3]
     assert infer("--image", pictures / "sheet.png").out.split()[1:3] != plain
     blank = infer("--image", pictures / "sheet.png", "--do_center", "true").out
-    assert blank.startswith(f"Nothing is left to see of {pictures / 'sheet.png'}. If it is dark ink on light paper, ")
+    assert blank.startswith(f"{pictures / 'sheet.png'} is blank after preprocessing. For dark ink on light paper, ")
     assert (
         infer("--image", pictures / "sheet.png", "--do_center", "true", "--do_invert", "auto").out.split()[1:3]
         == plain
     )
 
 
-def test_same_as_the_pipeline(infer, pictures, checkpoint):
-    model, processor = hub.load_checkpoint(checkpoint)
+def test_predictions_equal_the_pipelines(infer, pictures, checkpoint):
+    model, processor = load_checkpoint(checkpoint)
     classify = pipeline("image-classification", model=model, image_processor=processor)
     best = classify(str(pictures / "0.png"))[0]
     assert f"0.png Pred:{best['label']} Prob:{best['score']:.4f}" in infer("--image", pictures / "0.png").out
 
 
-def test_files_of_floats_go_with_files_of_bytes(infer, pictures, sample):
+def test_files_of_floats_and_of_bytes_in_one_run(infer, pictures, sample):
     PIL.Image.fromarray(sample["test"].images[0].numpy().astype(np.float32) / 255).save(pictures / "0.tiff")
     alone = infer("--image", *sorted(pictures.glob("*.png"))).out.splitlines()[:6:2]
     together = infer("--image", pictures).out.splitlines()[:8:2]
     assert [line.split()[1:] for line in together] == [line.split()[1:] for line in (alone[0], *alone)]
 
 
-def in_a_fresh_process(*arguments) -> tuple[list[str], set[str]]:
-    """The lines that `run_inference.py` prints there, and the modules that it has imported."""
-    code = (
-        f"import json, runpy, sys; sys.argv = ['run_inference.py', *{[str(argument) for argument in arguments]}]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__'); print(json.dumps(list(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    *lines, modules = done.stdout.splitlines()
-    return lines, set(json.loads(modules))
-
-
-def test_few_images_need_little_started_up(pictures, sample):
-    images = ["--image", pictures, "--device", "cpu"]
-    lines, modules = in_a_fresh_process(*images)
-    assert [line.split()[1] for line in lines[:6:2]] == [f"Pred:{label}" for label in sample["test"].labels[:3]]
-    heavy = {"transformers.modeling_utils", "datasets", "pandas", "scipy", "sympy", "torch._dynamo", "matplotlib"}
-    assert "torch" in modules and not heavy & modules
-
-
-def test_without_the_packages_init_the_full_way_does_the_same(pictures, tmp_path, run_script):
-    shutil.copytree(ROOT / "vit-mnist-tiny", tmp_path / "model")
-    (tmp_path / "model" / "preprocessor_config.json").unlink()
-    images = ["--image", pictures, "--device", "cpu"]
-    lines, modules = in_a_fresh_process(*images, "--model", tmp_path / "model")
-    assert "transformers.modeling_utils" in modules
-    assert lines[:-1] == run_script("run_inference.py", *images).out.splitlines()[:-1]
-
-
-@pytest.mark.parametrize("name", ["vit-mnist-tiny", "vit-mnist-small"])
-def test_light_model_gives_the_models_probabilities(name, sample):
-    frames = sample["test"].images[:300]
-    light, full = load_light_checkpoint(str(ROOT / name)), hub.load_checkpoint(ROOT / name)
-    assert torch.equal(light[1].to_pixel_values(frames), full[1].to_pixel_values(frames))
-    for images in (frames, frames / 255):  # 1e-5 is what rounding to float32 does to either of them
-        torch.testing.assert_close(predict(*light, images), predict(*full, images), rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--do_center", "true", "--do_invert", "auto"], ["--do_invert", "yes"], ["--top_k", "3"]],
-    ids=str,
-)
-def test_light_way_prints_and_writes_the_same(infer, pictures, tmp_path, arguments, monkeypatch):
-    colours = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
-    PIL.Image.fromarray(colours).save(pictures / "rgba.png")
-    PIL.Image.fromarray(colours[..., 0].astype(np.float32) / 255).save(pictures / "floats.tiff")
+def test_photographs_are_upright_by_path_and_in_datasets(infer, tmp_path, sample):
+    """EXIF orientation 6 asks for a rotation by 90 degrees clockwise."""
+    file = tmp_path / "photos" / "test" / "0" / "photo.jpg"
+    file.parent.mkdir(parents=True)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    lying = PIL.Image.fromarray(np.rot90(sample["test"].images[300].numpy()))
+    lying.save(file, exif=exif)
+    (tmp_path / "photos" / "test" / "1").mkdir()  # `datasets` finds labels only in two folders or more
+    lying.save(tmp_path / "photos" / "test" / "1" / "other.jpg")
+    upright = np.rot90(np.asarray(PIL.Image.open(file)), -1)
+    args, processor = DataArguments(dataset_name=str(tmp_path / "photos")), VitMnistImageProcessor()
+    for images in (
+        read_images([file], processor, skip_bad_images=False)[0],
+        load_images(args, processor, ["test"])["test"].images,
+        stream_images(replace(args, streaming=True), processor, ["test"])["test"].take().images,
+    ):
+        assert np.array_equal(images[0], upright)
     tables = []
-    for limit in (64, 0):
-        monkeypatch.setattr(inference, "LIGHT_IMAGES", limit)
-        infer("--image", pictures, "--output", tmp_path / "out.jsonl", "--device", "cpu", *arguments)
-        tables.append([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()])
-    assert len(tables[0]) == len(tables[1]) == 5
-    for light, full in zip(*tables, strict=True):
-        assert light.pop("probability") == pytest.approx(full.pop("probability"), abs=2e-6)
-        for tops in zip(light.pop("top_k", []), full.pop("top_k", []), strict=True):
-            assert tops[0]["label"] == tops[1]["label"]
-            assert tops[0]["probability"] == pytest.approx(tops[1]["probability"], abs=2e-6)
-        assert light == full
+    for arguments in (["--image", file], ["--dataset_name", tmp_path / "photos", "--num_samples", "1"]):
+        infer(*arguments, "--top_k", "10", "--output", tmp_path / "table.jsonl")
+        tables.append(json.loads((tmp_path / "table.jsonl").read_text())["top_k"])
+    assert tables[0] == tables[1]
 
 
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_weights(folder, **changes):
-    path = folder / "model.safetensors"
-    save_file(load_file(path) | changes, path, metadata={"format": "pt"})
-
-
-UNUSUAL = {
-    "processor": lambda folder: edit_json(folder / "preprocessor_config.json", do_center=True),
-    "processor's field": lambda folder: edit_json(folder / "preprocessor_config.json", sharpen=True),
-    "no processor": lambda folder: (folder / "preprocessor_config.json").unlink(),
-    "torn processor": lambda folder: (folder / "preprocessor_config.json").write_text("{"),
-    "activation": lambda folder: edit_json(folder / "config.json", hidden_act="relu"),
-    "model type": lambda folder: edit_json(folder / "config.json", model_type="vit"),
-    "size": lambda folder: edit_json(folder / "config.json", hidden_size=16),
-    "wrong size": lambda folder: edit_json(folder / "config.json", hidden_size=9),
-    "half precision": lambda folder: edit_json(folder / "config.json", dtype="bfloat16"),
-    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
-    "torn weights": lambda folder: (folder / "model.safetensors").write_bytes(b"torn"),
-    "one weight more": lambda folder: edit_weights(folder, other=torch.zeros(1)),
-    "a shape that broadcasts": lambda folder: edit_weights(folder, **{"vit.norm.bias": torch.zeros(1)}),
-    "half weights": lambda folder: edit_weights(folder, **{"vit.norm.bias": torch.zeros(8, dtype=torch.float16)}),
-}
-
-
-@pytest.mark.parametrize("kind", UNUSUAL)
-def test_whatever_is_unusual_takes_the_full_way(checkpoint, tmp_path, kind):
-    """Which loads it or says what is wrong: see `test_what_is_no_checkpoint_gets_one_line`."""
-    shutil.copytree(checkpoint, tmp_path / "unusual")
-    assert load_light_checkpoint(str(tmp_path / "unusual"))
-    UNUSUAL[kind](tmp_path / "unusual")
-    assert load_light_checkpoint(str(tmp_path / "unusual")) is None
-    assert load_light_checkpoint("someone/vit-mnist") is None
-
-
-@pytest.mark.parametrize(
-    "fields", [{}, {"qkv_bias": False, "num_hidden_layers": 3, "hidden_size": 16, "num_labels": 3}]
-)
-def test_shapes_of_the_weights_are_the_models(fields):
-    config = VitMnistConfig(**fields)
-    state = VitMnistForImageClassification(config).state_dict()
-    assert weight_shapes(config) == {name: tuple(weight.shape) for name, weight in state.items()}
-
-
-def test_a_corrupt_file_is_named_and_refused_or_skipped(infer, pictures, tmp_path):
+def test_a_corrupt_file_is_refused_by_name_or_skipped(infer, pictures, tmp_path, caplog):
     (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:80])
     done = infer("--image", pictures, "--output", tmp_path / "out.csv")
     assert done.code == 2 and done.out == "" and not (tmp_path / "out.csv").exists()
-    assert "1.png cannot be read" in done.err and done.err.count("\n") == 1
+    assert f"Cannot read {pictures / '1.png'}: " in done.err and done.err.count("\n") == 1
     done = infer("--image", pictures, "--skip_bad_images")
-    assert done.code == 0 and "Skipped" in done.out and "2 images, " in done.out
+    assert done.code == 0 and "1.png" in caplog.text and "2 images, " in done.out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--num_samples", "-1"], "--num_samples must be at least 0, got -1"),
         (["--top_k", "0"], "--top_k must be at least 1, got 0"),
@@ -272,18 +197,18 @@ def test_a_corrupt_file_is_named_and_refused_or_skipped(infer, pictures, tmp_pat
         (["--split", "tset"], "invalid choice: 'tset'"),
         (["--output", "x.txt"], "--output must end in .jsonl, .csv, .parquet, got 'x.txt'"),
         (["--grid", "x.jpg"], "--grid must end in .png, got 'x.jpg'"),
-        (["--output", "/dev/null/x.csv"], "folder /dev/null cannot be written"),
-        (["--device", "cuda:99"], "no device 'cuda:99' here"),
-        (["--image", "/nowhere/*.png"], "no image at '/nowhere/*.png'"),
-        (["--dataset_name", "/nowhere"], "no dataset folder '/nowhere'"),
-        (["--model", "/nowhere"], "no checkpoint folder '/nowhere'"),
+        (["--output", "/dev/null/x.csv"], "Cannot write to the folder /dev/null: "),
+        (["--device", "cuda:99"], "No device 'cuda:99' here"),
+        (["--image", "/nowhere/*.png"], "No image at '/nowhere/*.png'"),
+        (["--dataset_name", "/nowhere"], "No dataset folder '/nowhere'"),
+        (["--model", "/nowhere"], "No checkpoint folder '/nowhere'"),
     ],
 )
-def test_wrong_usage_gets_one_line_and_exit_code_2(infer, arguments, says):
+def test_wrong_usage_exits_with_a_one_line_error_and_code_2(infer, arguments, message):
     done = infer(*arguments)
     assert done.code == 2
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
-    assert says in done.err
+    assert message in done.err
 
 
 def test_a_full_disk_while_writing_keeps_the_old_table(infer, tmp_path, monkeypatch):
@@ -299,17 +224,34 @@ def test_a_full_disk_while_writing_keeps_the_old_table(infer, tmp_path, monkeypa
     assert path.read_text() == "old\n" and [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
 
 
-def test_predict_in_batches_and_none_at_all(sample, checkpoint):
-    model, processor = hub.load_checkpoint(checkpoint)
-    frames = sample["test"].images[:50]
-    whole = predict(model.train(), processor, frames)
+def test_predict_in_batches_and_without_images(sample, checkpoint):
+    model, processor = load_checkpoint(checkpoint)
+    images = sample["test"].images[:50]
+    whole = predict(model.train(), processor, images)
     assert whole.shape == (50, 10) and not whole.requires_grad
-    torch.testing.assert_close(predict(model, processor, frames, batch_size=7), whole)
-    assert predict(model, processor, frames[:0]).shape == (0, 10)
+    torch.testing.assert_close(predict(model, processor, images, batch_size=7), whole)
+    assert predict(model, processor, images[:0]).shape == (0, 10)
 
 
 def test_devices():
     assert choose_device("cpu").type == "cpu"
     assert choose_device().type in ("cpu", "cuda", "mps", "xpu")
-    with pytest.raises(InputError, match="no device 'toaster' here"):
+    with pytest.raises(UsageError, match="No device 'toaster' here"):
         choose_device("toaster")
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [("train", "--learning_rate"), ("inference", "--image"), ("visualize", "--index"), ("export", "--format")],
+)
+def test_help(run_script, script, flag):
+    done = run_script(f"run_{script}.py", "--help")
+    assert done.code == 0
+    assert done.out.startswith("usage: ") and flag in done.out and done.out.count("\n") < 120
+
+
+@pytest.mark.parametrize("kind", [InferenceArguments, VisualizeArguments])
+def test_arguments_do_not_touch_the_disk(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kind()
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,12 @@
-"""The network against transformers' and timm's, which compute the same from the same weights."""
+"""The model against transformers' and timm's ViT, which compute the same from the same weights."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
+from transformers.integrations import sdpa_attention
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistModel
-
 
 WIDE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
 
@@ -14,7 +14,7 @@ WIDE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "in
 def make(seed=0, dtype=torch.float32, attn="eager", **fields):
     torch.manual_seed(seed)
     model = VitMnistForImageClassification(VitMnistConfig(attn_implementation=attn, **fields)).to(dtype)
-    with torch.no_grad():  # biases and LayerNorms start as zeros and ones, which would hide their mistakes
+    with torch.no_grad():  # biases start as zeros and LayerNorms as ones, which would hide errors
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -28,10 +28,7 @@ def batch(size=5, dtype=torch.float32, side=28, channels=1):
 
 def in_tree_names(model) -> dict[str, list[str]]:
     """Our parameter names to transformers' (three for the fused projection to queries, keys and values)."""
-    names = {
-        "vit.cls_token": ["vit.embeddings.cls_token"],
-        "vit.pos_embed": ["vit.embeddings.position_embeddings"],
-    }
+    names = {"vit.cls_token": ["vit.embeddings.cls_token"], "vit.pos_embed": ["vit.embeddings.position_embeddings"]}
     for end in ("weight", "bias"):
         names[f"vit.patch_embed.proj.{end}"] = [f"vit.embeddings.patch_embeddings.projection.{end}"]
         names[f"vit.norm.{end}"] = [f"vit.layernorm.{end}"]
@@ -83,7 +80,7 @@ def test_equals_in_tree_vit(fields, dtype, tolerance):
     if dtype == torch.float32:
         torch.testing.assert_close(ours.attentions, theirs.attentions, rtol=0, atol=tolerance)
 
-    # Without anything recorded, only the CLS token passes the last block; that too equals the reference.
+    # With nothing recorded, the last block computes only the CLS token.
     short = model(pixel_values, labels=labels)
     torch.testing.assert_close(short.logits, theirs.logits, rtol=0, atol=tolerance)
     theirs.loss.backward()
@@ -123,11 +120,11 @@ def test_equals_timm():
 
 
 def test_has_1850_parameters():
-    # patches 8*49+8, CLS 8, positions 17*8; per block 2 norms 32, qkv 216, proj 72, MLP 144+136; norm 16; head 90
+    # Patches 8*49+8, CLS 8, positions 17*8. Per block: norms 32, qkv 216, proj 72, MLP 144+136. Norm 16, head 90.
     assert make().num_parameters() == 400 + 8 + 136 + 2 * (32 + 216 + 72 + 280) + 16 + 90 == 1850
 
 
-def test_cls_only_is_the_cls_token():
+def test_cls_only_returns_the_cls_token():
     model, (pixel_values, _) = make().vit, batch()
     whole, short = model(pixel_values), model(pixel_values, cls_only=True)
     assert short.last_hidden_state.shape == (5, 1, 8)
@@ -135,14 +132,17 @@ def test_cls_only_is_the_cls_token():
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "flex_attention"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()  # flex attention has no backward pass on CPUs
 def test_attention_implementations_agree(attn):
     pixel_values, _ = batch()
     expected = make(**WIDE)(pixel_values).logits
-    torch.testing.assert_close(make(attn=attn, **WIDE)(pixel_values).logits, expected, rtol=0, atol=1e-5)
+    with torch.compiler.set_stance("force_eager"):  # transformers compiles flex attention, which takes seconds
+        logits = make(attn=attn, **WIDE)(pixel_values).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_outputs_are_shaped_as_documented():
+def test_outputs_have_the_documented_shapes():
     model, (pixel_values, labels) = make(), batch()
     output = model(pixel_values, labels=labels, output_hidden_states=True, output_attentions=True)
     assert output.logits.shape == (5, 10)
@@ -156,13 +156,102 @@ def test_outputs_are_shaped_as_documented():
     torch.testing.assert_close((loss, logits), (output.loss, output.logits))
 
 
-def test_attentions_are_never_silently_empty():
+def test_attentions_under_sdpa_are_empty_as_in_tree(monkeypatch):
     model, (pixel_values, _) = make(attn="sdpa"), batch()
-    for part in (model, model.vit):
-        with pytest.raises(ValueError, match=r"sdpa attention does not return .*set_attn_implementation\('eager'\)"):
-            part(pixel_values, output_attentions=True)
+    twin = in_tree_twin(model, attn="sdpa")
+    for part in (twin, twin.vit, model, model.vit):
+        messages = []
+        monkeypatch.setattr(sdpa_attention.logger, "warning_once", messages.append)
+        assert part(pixel_values, output_attentions=True).attentions == ()
+        assert len(messages) == 2 and "`sdpa` attention does not support `output_attentions=True`" in messages[0]
     model.set_attn_implementation("eager")
     assert len(model(pixel_values, output_attentions=True).attentions) == 2
+
+
+@pytest.fixture
+def count_tokens(monkeypatch):
+    """A function that classifies images and returns the logits and the number of tokens the last block computes."""
+
+    def run(model, pixel_values):
+        mlp, found = model.vit.blocks[-1].mlp, []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                mlp, "forward", lambda states: found.append(states.shape[1]) or type(mlp).forward(mlp, states)
+            )
+            logits = model(pixel_values).logits
+        (tokens,) = found
+        return logits, tokens
+
+    return run
+
+
+HOOKED = ["vit", "vit.norm", "vit.blocks.1", "vit.blocks.1.norm1", "vit.blocks.1.attn", "vit.blocks.1.attn.qkv"]
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", HOOKED)
+def test_forward_hooks_get_all_tokens(name, attn, count_tokens):
+    model, (pixel_values, _) = make(attn=attn), batch()
+    expected, tokens = count_tokens(model, pixel_values)
+    assert tokens == 1
+    module, seen = model.get_submodule(name), []
+
+    def hook(module, inputs, output=None):
+        output = inputs if output is None else output
+        seen.append((output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", output)).shape)
+
+    for register in (module.register_forward_hook, module.register_forward_pre_hook):
+        handle = register(hook)
+        logits, tokens = count_tokens(model, pixel_values)
+        handle.remove()
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+        assert tokens == 17
+    assert [shape[1] for shape in seen] == ([17, 1] if name == "vit" else [17, 17])  # an image has one channel
+    assert count_tokens(model, pixel_values)[1] == 1
+
+
+@pytest.mark.parametrize("name", HOOKED[1:])  # the output of vit is no tensor
+def test_backward_hooks_get_the_gradients_of_all_tokens(name, count_tokens):
+    model, (pixel_values, labels) = make(), batch()
+    expected, _ = count_tokens(model, pixel_values)
+    model(pixel_values, labels=labels).loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    seen = []
+    handle = model.get_submodule(name).register_full_backward_hook(
+        lambda module, inputs, outputs: seen.append(next(grad for grad in outputs if grad is not None))
+    )
+    logits, tokens = count_tokens(model, pixel_values)
+    nn.functional.cross_entropy(logits, labels).backward()
+    handle.remove()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], gradients, rtol=0, atol=1e-6)
+    assert tokens == 17 and [grad.shape[:2] for grad in seen] == [(5, 17)]
+    assert count_tokens(model, pixel_values)[1] == 1
+
+
+def test_grad_cam_at_the_last_block():
+    """Gradients of a logit with respect to what a layer computes for each token, as Grad-CAM uses them."""
+    model, (pixel_values, _) = make(), batch()
+    block = model.vit.blocks[-1]
+    for layer in (block, block.norm1):
+        kept = []
+        handle = layer.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output))
+        logits = model(pixel_values).logits
+        handle.remove()
+        (gradients,) = torch.autograd.grad(logits[:, 3].sum(), kept)
+        assert gradients.shape == kept[0].shape == (5, 17, 8)
+        # Only the CLS token leads from the block to the logits. Before its attention, all tokens do.
+        reached = gradients.any(-1)
+        assert reached[:, 0].all() and torch.equal(reached[:, 1:], torch.full((5, 16), layer is block.norm1))
+
+
+def test_one_token_is_computed_again_after_outputs_were_recorded(count_tokens):
+    model, (pixel_values, _) = make(), batch()
+    expected, _ = count_tokens(model, pixel_values)
+    model(pixel_values, output_hidden_states=True, output_attentions=True)
+    logits, tokens = count_tokens(model, pixel_values)  # transformers' hooks stay
+    assert torch.equal(logits, expected) and tokens == 1
 
 
 def test_num_items_in_batch_averages_over_accumulated_batches():
@@ -203,9 +292,11 @@ def test_compiles_as_one_graph():
     model, (pixel_values, labels) = make(attn="sdpa"), batch()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(pixel_values, labels=labels).loss, model(pixel_values, labels=labels).loss)
+    model.vit.norm.register_forward_hook(lambda module, inputs, output: output.detach())
+    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
 
 
-def test_activation_checkpointing_changes_nothing():
+def test_activation_checkpointing_keeps_gradients():
     pixel_values, labels = batch()
     gradients = []
     for checkpointing in (False, True):
@@ -219,7 +310,7 @@ def test_activation_checkpointing_changes_nothing():
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
-def test_other_image_sizes_as_in_tree():
+def test_other_image_sizes_give_the_logits_of_the_in_tree_vit():
     model = make()
     pixel_values, _ = batch(side=42)
     expected = in_tree_twin(model)(pixel_values, interpolate_pos_encoding=True).logits
@@ -231,7 +322,7 @@ def test_other_image_sizes_as_in_tree():
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("shape", "message"),
     [
         ((2, 3, 28, 28), r"\(batch, 1, height, width\), got \(2, 3, 28, 28\)"),
         ((28, 28), r"got \(28, 28\)"),
@@ -239,12 +330,12 @@ def test_other_image_sizes_as_in_tree():
         ((2, 1, 35, 35), "takes images of 28x28, got 35x35"),
     ],
 )
-def test_wrong_shapes_get_a_sentence(shape, says):
-    with pytest.raises(ValueError, match=says):
+def test_wrong_shapes_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
         make()(torch.zeros(shape))
 
 
-def test_dropout_only_in_training():
+def test_dropout_acts_only_in_training():
     model, (pixel_values, _) = make(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), batch()
     assert torch.equal(model(pixel_values).logits, model(pixel_values).logits)
     model.train()
@@ -252,7 +343,7 @@ def test_dropout_only_in_training():
 
 
 @pytest.mark.parametrize("initializer", ["xavier_uniform", "trunc_normal"])
-def test_initialisation(initializer):
+def test_initialization(initializer):
     torch.manual_seed(0)
     width = 240
     config = VitMnistConfig(
@@ -266,7 +357,7 @@ def test_initialisation(initializer):
         model.vit.patch_embed.proj: (49, width),
     }
     for module, (fan_in, fan_out) in fans.items():
-        # Glorot: variance 2 / (fan_in + fan_out). A normal cut at 2 sigma keeps 0.88 of its deviation.
+        # Glorot: variance 2 / (fan_in + fan_out). A normal distribution cut at 2 sigma keeps 0.88 of its std.
         expected = (2 / (fan_in + fan_out)) ** 0.5 if initializer == "xavier_uniform" else 0.05 * 0.88
         assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
         assert not module.bias.any()
@@ -275,7 +366,7 @@ def test_initialisation(initializer):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_from_pretrained_keeps_every_weight(tmp_path, device):
+def test_from_pretrained_loads_every_weight(tmp_path, device):
     model = make()
     model.save_pretrained(tmp_path)
     torch.manual_seed(1)
@@ -290,7 +381,7 @@ def test_from_pretrained_keeps_every_weight(tmp_path, device):
     assert torch.equal(encoder.pos_embed, model.vit.pos_embed)
 
 
-def test_new_head_for_other_classes(tmp_path):
+def test_other_classes_get_a_new_head(tmp_path):
     model = make()
     model.save_pretrained(tmp_path)
     other = VitMnistForImageClassification.from_pretrained(tmp_path, num_labels=26, ignore_mismatched_sizes=True)

@@ -1,4 +1,4 @@
-"""Streams give the same images as memory does, keep what is held out apart, and train and predict."""
+"""Streams give the same images as datasets in memory, hold out disjoint splits, and train and predict."""
 
 from dataclasses import replace
 
@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_vit_mnist import streaming
-from modeling_vit_mnist.arguments import DataArguments
-from modeling_vit_mnist.data import load_digits
-from modeling_vit_mnist.errors import InputError
-from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
-from modeling_vit_mnist.streaming import stream_digits
+from modeling_vit_mnist import VitMnistImageProcessor
+from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.data import streaming
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.splits import load_images, stream_images
+from modeling_vit_mnist.training.train import train
 
-from .conftest import SAMPLE
-
+from .conftest import SAMPLE, Stop, arguments, stop_after, weights
 
 PROCESSOR = VitMnistImageProcessor()
 
 
 def stream(folder=SAMPLE, splits=("train", "validation", "test"), **options):
-    digits = stream_digits(DataArguments(dataset_name=str(folder), streaming=True, **options), PROCESSOR, splits)
+    digits = stream_images(DataArguments(dataset_name=str(folder), streaming=True, **options), PROCESSOR, splits)
     if "train" in digits:
         digits["train"] = replace(digits["train"], shuffle_seed=0)
     return digits
@@ -37,8 +36,8 @@ def all_rows(streamed) -> list[tuple[bytes, int]]:
 
 
 @pytest.fixture
-def shards(sample, tmp_path):
-    """The sample's first 600 digits as three parquet files, sorted by class, which a naive split would trip over."""
+def shards(tmp_path):
+    """600 digits in three parquet files, sorted by class, so that a contiguous split would lack classes."""
     digits = datasets.load_dataset(str(SAMPLE), split="train").select(range(600)).sort("label")
     for number in range(3):
         digits.shard(3, number, contiguous=True).to_parquet(tmp_path / f"train-{number}-of-3.parquet")
@@ -46,7 +45,7 @@ def shards(sample, tmp_path):
     return tmp_path
 
 
-def test_test_is_what_memory_holds(sample):
+def test_the_test_split_equals_the_one_in_memory(sample):
     streamed = stream()["test"]
     assert len(streamed) == len(sample["test"]) and streamed.names == sample["test"].names
     assert all_rows(streamed) == rows(sample["test"])
@@ -57,12 +56,12 @@ def test_test_is_what_memory_holds(sample):
 
 
 @pytest.mark.parametrize("buffer", [streaming.SHUFFLE_BUFFER, 100])
-def test_every_image_is_on_one_side_in_every_epoch(shards, monkeypatch, buffer):
+def test_every_epoch_holds_every_training_image_once(shards, monkeypatch, buffer):
     monkeypatch.setattr(streaming, "SHUFFLE_BUFFER", buffer)
     monkeypatch.setattr(streaming, "CHUNK", 30)
     digits = stream(shards)
-    everything = sorted(rows(load_digits(DataArguments(dataset_name=str(shards)), PROCESSOR, ["train"])["train"]))
-    everything += rows(load_digits(DataArguments(dataset_name=str(shards)), PROCESSOR, ["validation"])["validation"])
+    everything = sorted(rows(load_images(DataArguments(dataset_name=str(shards)), PROCESSOR, ["train"])["train"]))
+    everything += rows(load_images(DataArguments(dataset_name=str(shards)), PROCESSOR, ["validation"])["validation"])
     held_out, orders = rows(digits["validation"]), []
     for epoch in (0, 1, 0):
         digits["train"].set_epoch(epoch)
@@ -77,21 +76,21 @@ def test_every_image_is_on_one_side_in_every_epoch(shards, monkeypatch, buffer):
     assert len(set(digits["validation"].labels.tolist())) == 10  # though the files are sorted by class
     assert 30 < len(held_out) < 70  # about a twelfth of 600
     labels = [label for _, label in orders[0]]
-    assert np.corrcoef(labels, range(len(labels)))[0, 1] < 0.5  # of 1, as they lie in the files
+    assert np.corrcoef(labels, range(len(labels)))[0, 1] < 0.5  # 1 in the order of the files
 
 
-def test_what_is_held_out_follows_the_seed_and_the_size_asked_for(shards):
+def test_validation_split_depends_on_seed_and_size(shards):
     seeds = [rows(stream(shards, split_seed=seed)["validation"]) for seed in (0, 0, 1)]
     assert seeds[0] == seeds[1] != seeds[2]
     for size in (0.3, 180):
         digits = stream(shards, validation_size=size)
         assert 150 < len(digits["validation"]) < 210
         assert len(digits["validation"]) + len(digits["train"]) == 600
-    with pytest.raises(InputError, match="600 of 600 images cannot be set aside"):
+    with pytest.raises(UsageError, match="Cannot hold out 600 of 600 images"):
         stream(shards, validation_size=600)
 
 
-def test_without_a_test_split_train_gives_one_up(shards):
+def test_without_a_test_split_a_sixth_of_train_is_held_out(shards):
     (shards / "test-0-of-1.parquet").unlink()
     digits = stream(shards)
     parts = [all_rows(digits["train"]), rows(digits["validation"]), all_rows(digits["test"])]
@@ -129,8 +128,8 @@ def test_workers_do_not_repeat_images(shards):
 
 
 @pytest.fixture
-def spoilt(tmp_path):
-    """Folders of twenty digits each: in one an image is none, in the other a label is out of range."""
+def unusable(tmp_path):
+    """Folders of twenty digits each. In one a file is not an image, in the other a label is out of range."""
     good = datasets.load_dataset(str(SAMPLE), split="test").select(range(20))
     good = good.cast_column("image", datasets.Image(decode=False))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
@@ -145,53 +144,34 @@ def spoilt(tmp_path):
     return tmp_path
 
 
-def test_bad_images_and_labels_are_named(spoilt):
-    image = stream(spoilt / "image", ["test"])["test"]
-    with pytest.raises(InputError, match=r"3\.png cannot be read.*--skip_bad_images"):
+def test_bad_images_and_labels_are_reported(unusable):
+    image = stream(unusable / "image", ["test"])["test"]
+    with pytest.raises(UsageError, match=r"Cannot read .*3\.png: .*--skip_bad_images"):
         list(image)
-    assert len(list(stream(spoilt / "image", ["test"], skip_bad_images=True)["test"])) == 19
-    with pytest.raises(InputError, match="Label 12 of image 5 of the test split is out of range"):
-        list(stream(spoilt / "label", ["test"])["test"])
-
-
-TRAIN = (
-    "run_train.py", "--streaming", "--dataset_name", SAMPLE, "--num_train_epochs", 2, "--max_train_samples", 700,
-    "--max_eval_samples", 100, "--whiten_patches",
-)  # fmt: skip
+    assert len(list(stream(unusable / "image", ["test"], skip_bad_images=True)["test"])) == 19
+    with pytest.raises(UsageError, match="Label 12 of image 5 of the test split is out of range"):
+        list(stream(unusable / "label", ["test"])["test"])
 
 
 @pytest.mark.parametrize("recipe", ["fast", "adam"])
-def test_trains_and_resumes(recipe, run_script, tmp_path):
-    """With everything that the in-memory path has; the run goes on after its first half as if it never stopped."""
-    from safetensors.torch import load_file
-
-    warps = (
-        "--max_shift",
-        1,
-        "--warp",
-        1,
-        "--warmup_steps",
-        2,
-        "--save_strategy",
-        "epoch",
-        "--eval_strategy",
-        "epoch",
-    )
-    options = (*TRAIN, "--recipe", f"configs/{recipe}.yaml", *warps, "--keep_checkpoints")
-    whole = run_script(*options, "--output_dir", tmp_path / "whole")
-    assert whole.code == 0, whole.err
-    assert "700 train, 100 validation, 100 test images" in whole.out
-    (tmp_path / "again").mkdir()
-    first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    first.rename(tmp_path / "again" / first.name)
-    (tmp_path / "again" / "run.json").write_bytes((tmp_path / "whole" / "run.json").read_bytes())
-    again = run_script(*options, "--output_dir", tmp_path / "again")
-    assert again.code == 0 and "Resuming from" in again.out, again.err
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_a_resumed_run_on_a_stream_equals_an_uninterrupted_one(recipe, tmp_path, monkeypatch, capsys):
+    more = (
+        "--streaming", f"--recipe=configs/{recipe}.yaml", "--max_train_samples=700", "--num_train_epochs=2",
+        "--max_translate=1", "--elastic_std=1", "--warmup_steps=2", "--save_strategy=epoch", "--eval_strategy=epoch",
+    )  # fmt: skip
+    train(*arguments(tmp_path / "whole", *more))
+    assert "700 train, 100 validation, 100 test images" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(Stop):
+            train(*arguments(tmp_path / "resumed", *more))
+    train(*arguments(tmp_path / "resumed", *more))
+    assert "Resuming from" in capsys.readouterr().out
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_predicts(run_script, tmp_path):
+def test_predictions_equal_those_in_memory(run_script, tmp_path):
     outputs = []
     for flag in ((), ("--streaming",)):
         for suffix in ("jsonl", "csv", "parquet"):
@@ -210,17 +190,17 @@ def test_predicts(run_script, tmp_path):
     assert tables[0] == tables[1] and len(tables[0]) == 1000
 
 
-def test_nothing_to_predict_loses_nothing(run_script, tmp_path):
+def test_an_empty_split_leaves_the_old_output(run_script, tmp_path):
     empty = datasets.load_dataset(str(SAMPLE), split="test").select([])
     empty.to_parquet(tmp_path / "set" / "test-0-of-1.parquet")
-    (tmp_path / "old.csv").write_text("mine\n")
+    (tmp_path / "old.csv").write_text("old\n")
     done = run_script(
         "run_inference.py", "--dataset_name", tmp_path / "set", "--streaming", "--output", tmp_path / "old.csv"
     )
     assert done.code == 2 and "There are no test images of set" in done.err
-    assert (tmp_path / "old.csv").read_text() == "mine\n"
+    assert (tmp_path / "old.csv").read_text() == "old\n"
 
 
-def test_views_hold_images_in_memory(run_script, tmp_path):
+def test_views_refuse_streams(run_script, tmp_path):
     done = run_script("run_visualize.py", "data", "--streaming", "--output_dir", tmp_path)
     assert done.code == 2 and "--streaming" in done.err

@@ -1,4 +1,4 @@
-"""Every view prints the facts it should and draws a picture that can be read."""
+"""Every view prints its facts and draws a picture."""
 
 import sys
 
@@ -6,8 +6,9 @@ import PIL.Image
 import pytest
 import torch
 
-import modeling_vit_mnist
-from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, hub, plots
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, inference
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
+from modeling_vit_mnist.inference.architecture import parameter_table
 
 from .conftest import SAMPLE
 
@@ -20,7 +21,7 @@ def checkpoint(tmp_path_factory):
         {"epoch": epoch, "loss": 2 / epoch, "learning_rate": 0.01 * epoch},
         {"epoch": epoch, "eval_loss": 1 / epoch, "eval_accuracy": 0.5 * epoch - 0.1},
     )]  # fmt: skip
-    hub.save_checkpoint(
+    save_checkpoint(
         folder, VitMnistForImageClassification(VitMnistConfig()), VitMnistImageProcessor(), card="",
         records={"history.json": {"log_history": history}},
     )  # fmt: skip
@@ -38,18 +39,22 @@ def view(run_script, checkpoint, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", ["data", "attention", "training", "mistakes"])
-def test_pictures(view, name, tmp_path):
-    done = view(name)
+def assert_has_picture(done, path):
     assert done.code == 0, done.err
-    picture = tmp_path / "pictures" / f"{name}.png"
-    assert f"Wrote {picture}" in done.out
-    image = PIL.Image.open(picture)
+    assert f"Wrote {path}" in done.out
+    image = PIL.Image.open(path)
     assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
 
 
-def test_data_facts(view, sample):
-    out = view("data").out
+@pytest.mark.parametrize("name", ["attention", "training", "mistakes"])
+def test_pictures(view, name, tmp_path):
+    assert_has_picture(view(name), tmp_path / "pictures" / f"{name}.png")
+
+
+def test_facts_and_picture_of_the_sample(view, sample, tmp_path):
+    done = view("data")
+    assert_has_picture(done, tmp_path / "pictures" / "data.png")
+    out = done.out
     pixels = torch.cat([sample["train"].images, sample["validation"].images]).double() / 255
     assert "Train:   4,000 images (3,667 to train on, 333 for validation)" in out
     assert "Test:    1,000 images" in out
@@ -65,8 +70,8 @@ def test_facts_of_full_mnist(run_script, mnist, tmp_path):
 
 
 def test_parameter_table_counts_every_parameter(checkpoint):
-    model, _ = hub.load_checkpoint(checkpoint)
-    rows = [line.split("  ") for line in plots.parameter_table(model).splitlines()]
+    model, _ = load_checkpoint(checkpoint)
+    rows = [line.split("  ") for line in parameter_table(model).splitlines()]
     rows = [[cell.strip() for cell in row if cell.strip()] for row in rows if not row[0].startswith("---")]
     values = {name: getattr(model.config, name) for name in (
         "hidden_size", "num_channels", "patch_size", "num_patches", "intermediate_size", "num_labels")}  # fmt: skip
@@ -96,7 +101,7 @@ def test_shapes_after_every_stage(view):
     assert out.rstrip().endswith("[3, 10]") and len(stages) == 3 + 2 * 7 + 2
 
 
-def test_mistakes_accuracy_is_that_of_inference(view, run_script, checkpoint):
+def test_mistakes_and_inference_print_the_same_accuracy(view, run_script, checkpoint):
     shown = view("mistakes").out.splitlines()[0].split(",")[0]
     inferred = run_script(
         "run_inference.py", "--model", checkpoint, "--dataset_name", SAMPLE, "--num_samples", "0"
@@ -105,7 +110,7 @@ def test_mistakes_accuracy_is_that_of_inference(view, run_script, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["dta"], "invalid choice: 'dta'"),
         (["attention", "--index", "1000"], "--index must lie in 0 to 999, got 1000"),
@@ -114,16 +119,16 @@ def test_mistakes_accuracy_is_that_of_inference(view, run_script, checkpoint):
         (["training", "--model", "/nowhere"], "holds no record of its training"),
     ],
 )
-def test_wrong_usage_gets_one_line_and_exit_code_2(view, arguments, says):
+def test_wrong_usage_exits_with_a_one_line_error_and_code_2(view, arguments, message):
     done = view(*arguments)
     assert done.code == 2 and done.err.count("\n") == 1
-    assert says in done.err
+    assert message in done.err
 
 
 def test_missing_matplotlib_names_the_extra(run_script, monkeypatch):
     for name in ("visualize", "plots"):
-        monkeypatch.delitem(sys.modules, f"modeling_vit_mnist.{name}", raising=False)
-        monkeypatch.delattr(modeling_vit_mnist, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"modeling_vit_mnist.inference.{name}", raising=False)
+        monkeypatch.delattr(inference, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = run_script("run_visualize.py", "model")
-    assert (done.code, done.err) == (1, "error: this needs matplotlib: pip install -e '.[plots]'\n")
+    assert (done.code, done.err) == (1, "error: matplotlib is not installed: run pip install 'vit-mnist[plots]'\n")

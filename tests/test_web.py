@@ -1,4 +1,4 @@
-"""The page: its network and framing, run by Node, against the Python they follow, and all of it in Chromium."""
+"""The demo page: its network and framing in Node against the package, and the whole page in Chromium."""
 
 import functools
 import http.server
@@ -14,31 +14,30 @@ import PIL.ImageDraw
 import pytest
 import torch
 
-from modeling_vit_mnist import hub
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 
-from .conftest import ROOT
-
+from .conftest import ROOT, TINY
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node to run JavaScript")
 WEB = ROOT / "demo" / "web"
-# Pillow before 13 resampled tall images in another order, which rounds to a neighbouring level.
+# Pillow before 13 resampled tall images in another order, which rounds to a neighboring level.
 ORDER_SLACK = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
 
 
 def node(code: str, tmp_path):
-    """The JSON that a JavaScript module prints."""
+    """The JSON that a JavaScript program prints."""
     script = tmp_path / "test.mjs"
     script.write_text(code)
-    done = subprocess.run(["node", str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["node", str(script)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @needs_node
 @pytest.mark.parametrize("name", ["vit-mnist-tiny", "vit-mnist-small"])
-def test_the_network_is_the_same(name, sample, tmp_path):
-    model, processor = hub.load_checkpoint(ROOT / name, attn_implementation="eager")
-    pixel_values = processor.to_pixel_values(sample["test"].images[:4])
+def test_the_network_computes_the_same(name, sample, tmp_path):
+    model, processor = load_checkpoint(ROOT / name, attn_implementation="eager")
+    pixel_values = processor.rescale_and_normalize(sample["test"].images[:4])
     with torch.no_grad():
         expected = model.eval()(pixel_values, output_attentions=True)
     (tmp_path / "pixels.json").write_text(json.dumps(pixel_values.flatten(1).tolist()))
@@ -63,7 +62,7 @@ console.log(JSON.stringify(images.map((pixels) => vit.forward(pixels))));
 
 
 def drawings() -> list[np.ndarray]:
-    """Strokes of many sizes and places, a dot, a hairline, noisy paper, nothing at all."""
+    """Strokes of many sizes and positions, a dot, a hairline, noisy paper, blank images."""
     draw = np.random.default_rng(0)
     images = [np.zeros((280, 280), np.uint8), np.full((50, 70), 90, np.uint8)]
     for width, height, thickness in [
@@ -88,8 +87,8 @@ def drawings() -> list[np.ndarray]:
 
 
 @needs_node
-def test_a_drawing_is_framed_as_the_processor_frames_it(tmp_path):
-    processor = hub.load_checkpoint(ROOT / "vit-mnist-tiny")[1]
+def test_framing_matches_the_processor(tmp_path):
+    processor = load_checkpoint(TINY)[1]
     images = drawings()
     record = [{"width": i.shape[1], "height": i.shape[0], "data": i.flatten().tolist()} for i in images]
     (tmp_path / "drawings.json").write_text(json.dumps(record))
@@ -116,7 +115,7 @@ console.log(JSON.stringify({{
         )
 
 
-# Strokes of a pen on the pad of 280x280.
+# Pen strokes on the pad of 280x280 pixels.
 DIGITS = {
     "0": [[(140 + 55 * math.sin(t / 8), 140 - 85 * math.cos(t / 8)) for t in range(0, 52, 3)]],
     "1": [[(150, 50), (140, 230)]],
@@ -159,7 +158,7 @@ class Page:
     def wait(self, condition):
         from selenium.webdriver.support.wait import WebDriverWait
 
-        WebDriverWait(self.driver, 20, poll_frequency=0.05).until(lambda _: condition())
+        WebDriverWait(self.driver, 600, poll_frequency=0.05).until(lambda _: condition())
 
     def draw(self, strokes, kind: str = "mouse"):
         from selenium.webdriver.common.actions.action_builder import ActionBuilder
@@ -179,7 +178,7 @@ class Page:
         self.settle()
 
     def settle(self):
-        """Wait until what was drawn has been shown."""
+        """Wait until the page shows the last stroke."""
         self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
     @property
@@ -192,7 +191,7 @@ class Page:
 
     @property
     def drawing(self) -> np.ndarray:
-        """Grey pixels of the pad."""
+        """Gray levels of the pad."""
         red = "Array.from(pad.getContext('2d').getImageData(0, 0, 280, 280).data).filter((_, i) => i % 4 === 0)"
         return np.array(self.run(f"const pad = document.getElementById('pad'); return {red}"), np.uint8).reshape(
             280, 280
@@ -205,7 +204,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def server():
-    """The repository, as `python -m http.server` serves it; files whose path holds `server.missing` are not there."""
+    """Serves the repository as `python -m http.server` does, without paths that contain `server.missing`."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -247,18 +246,19 @@ def chromium(server, tmp_path_factory):
 
 @pytest.fixture
 def page(chromium):
-    """The page, and afterwards: nothing was asked of another host, and the console is empty."""
+    """The page. Afterwards: it made no request to another host, and the console is empty."""
     chromium.driver.get_log("browser")
     yield chromium
-    asked = chromium.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
-    assert asked and all(name.startswith((chromium.address.removesuffix("demo/web/"), "data:")) for name in asked)
+    requested = chromium.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    own = (chromium.address.removesuffix("demo/web/"), "data:")
+    assert requested and all(name.startswith(own) for name in requested)
     assert chromium.driver.get_log("browser") == []
 
 
 @pytest.mark.parametrize("checkpoint", ["tiny", "small"])
-def test_reads_what_is_drawn(page, checkpoint, request):
-    """As Python reads the same drawing, and rightly."""
-    model, processor = hub.load_checkpoint(ROOT / f"vit-mnist-{checkpoint}")
+def test_drawn_digits_are_recognized(page, checkpoint, request):
+    """With the probabilities that the package computes for the same drawing."""
+    model, processor = load_checkpoint(ROOT / f"vit-mnist-{checkpoint}")
     page.open(checkpoint=checkpoint)
     for digit, strokes in DIGITS.items():
         page.find("#clear").click()
@@ -266,39 +266,39 @@ def test_reads_what_is_drawn(page, checkpoint, request):
         assert page.prediction == digit
         with torch.no_grad():
             logits = model.eval()(**processor(page.drawing, do_center=True, return_tensors="pt")).logits[0]
-        np.testing.assert_allclose(page.probabilities, logits.softmax(-1), atol=6e-4)  # shown to 0.1 %
+        np.testing.assert_allclose(page.probabilities, logits.softmax(-1), atol=6e-4)  # rounded to 0.1 %
     if checkpoint == "tiny" and request.config.getoption("--screenshot"):
         page.find("#clear").click()
         page.draw(DIGITS["2"])
         page.driver.save_screenshot(request.config.getoption("--screenshot"))
 
 
-def test_attention_changes_as_you_draw(page):
+def test_attention_follows_the_drawing(page):
     page.open()
     blank = page.maps
     page.draw([DIGITS["7"][0][:2]])
-    half, read = page.maps, page.probabilities
+    half, probabilities = page.maps, page.probabilities
     page.draw([DIGITS["7"][0][1:]])
     for before, after in ((blank, half), (half, page.maps)):
         assert all(old != new for old, new in zip(before, after, strict=True))
-    assert page.probabilities != read
+    assert page.probabilities != probabilities
     page.find("#clear").click()
     page.settle()
     assert page.maps == blank and page.prediction == "–"
 
 
-def test_works_by_finger_on_a_phone(page):
+def test_touch_on_a_phone(page):
     page.open(width=360, height=740, scheme="dark")
     page.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     page.draw(DIGITS["4"], kind="touch")
     assert page.prediction == "4"
     in_view = "const box = arguments[0].getBoundingClientRect(); return box.top >= 0 && box.bottom <= innerHeight"
-    for selector in ("#pad", "#prediction", "#clear"):  # all that one needs while drawing, on one screen
+    for selector in ("#pad", "#prediction", "#clear"):  # without scrolling
         assert page.driver.execute_script(in_view, page.find(selector)), selector
     page.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
-def test_works_by_keyboard(page):
+def test_keyboard(page):
     from selenium.webdriver.common.keys import Keys
 
     page.open()
@@ -307,12 +307,12 @@ def test_works_by_keyboard(page):
         page.driver.switch_to.active_element.send_keys(*keys)
 
     press(Keys.SHIFT + Keys.TAB)
-    press(Keys.SHIFT + Keys.TAB)  # from the choice of the network by the button to the pad
+    press(Keys.SHIFT + Keys.TAB)  # from the network's radio buttons over Clear to the pad
     press(Keys.ARROW_UP * 9, Keys.SPACE, Keys.ARROW_DOWN * 18, Keys.SPACE, Keys.ARROW_LEFT * 5)
     page.settle()
     assert page.prediction == "1"
     drawing = page.drawing
-    assert drawing[60:220, 132:148].min() == 255 and drawing[:, :120].max() == 0  # the lifted pen left nothing
+    assert drawing[60:220, 132:148].min() == 255 and drawing[:, :120].max() == 0  # the lifted pen draws nothing
     press(Keys.DELETE)
     page.settle()
     assert page.prediction == "–" and page.drawing.max() == 0
@@ -323,17 +323,17 @@ def test_works_by_keyboard(page):
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
-def test_fits_and_follows_the_colour_scheme(page, width):
+def test_fits_the_window_and_follows_the_color_scheme(page, width):
     paper = {}
     for scheme in ("light", "dark"):
         page.open(width=width, scheme=scheme, checkpoint="small")
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
-        colour = page.run("return getComputedStyle(document.body).backgroundColor")
-        paper[scheme] = [int(level) for level in colour.removeprefix("rgb(").removesuffix(")").split(", ")]
+        color = page.run("return getComputedStyle(document.body).backgroundColor")
+        paper[scheme] = [int(level) for level in color.removeprefix("rgb(").removesuffix(")").split(", ")]
     assert min(paper["light"]) > 200 and max(paper["dark"]) < 60
 
 
-def test_weights_that_are_not_there_are_named(chromium, server):
+def test_missing_weights_are_reported(chromium, server):
     chromium.open()
     server.missing = "vit-mnist-small/model.safetensors"
     chromium.find("input[value=small]").click()

@@ -1,12 +1,11 @@
-"""
-A tiny Vision Transformer, read from top to bottom as the figure of its paper: patches, tokens, attention, block,
-model, head (Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929).
+"""A tiny Vision Transformer, in the order of the figure in its paper: patches, tokens, attention, block, model, head
+(Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929).
 
 It computes what transformers' `ViTForImageClassification` and timm's `VisionTransformer` compute from the same
-weights, and its parameters carry timm's names. Travels with every checkpoint, so it imports only its own config.
-"""
+weights, and its parameters have timm's names. Travels with every checkpoint, so it imports only its own config."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -50,16 +49,10 @@ class VitMnistPatchEmbeddings(nn.Module):
 
 
 def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention written out; the one implementation that also returns its probabilities."""
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, scaling: float, dropout: float = 0.0, **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Scaled dot-product attention. The only implementation that also returns its probabilities."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (batch, heads, tokens, tokens)
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -84,7 +77,7 @@ class VitMnistAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Every token attends to all tokens; with `num_queries`, only the first so many tokens are computed."""
+        """Every token attends to all tokens. With `num_queries`, only the first tokens are computed."""
         batch_size, num_tokens, hidden_size = hidden_states.shape
         qkv = self.qkv(hidden_states)  # (batch, tokens, 3 * hidden)
         qkv = qkv.view(batch_size, num_tokens, 3, self.config.num_attention_heads, self.head_dim)
@@ -94,15 +87,9 @@ class VitMnistAttention(nn.Module):
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if batch_size == 0:  # transformers' sdpa cannot reshape an empty batch
             attention = eager_attention_forward
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attended, probabilities = attention(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            **kwargs,
+            self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs
         )
         attended = attended.reshape(batch_size, query.shape[2], hidden_size)
         return self.proj(attended), probabilities
@@ -138,8 +125,16 @@ class VitMnistBlock(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))  # (batch, tokens, hidden)
 
 
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether a hook reads what passes through one of the modules. Those that transformers sets to record outputs do
+    not count, as it never removes them."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = (hook for module in modules for kind in kinds for hook in getattr(module, kind).values())
+    return any(getattr(hook, "__module__", None) != capture_outputs.__module__ for hook in hooks)
+
+
 class VitMnistPreTrainedModel(PreTrainedModel):
-    """What the model and the classifier share: what they support and how weights start."""
+    """What the model and the classifier share: supported features and the initialization of weights."""
 
     config: VitMnistConfig
     base_model_prefix = "vit"
@@ -156,7 +151,7 @@ class VitMnistPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        # transformers' `init` functions leave alone what `from_pretrained` has loaded.
+        # transformers' `init` functions skip what `from_pretrained` has loaded.
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             if self.config.initializer == "xavier_uniform":
@@ -191,11 +186,9 @@ class VitMnistModel(VitMnistPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed
 
-    def interpolated_pos_embed(self, height: int, width: int) -> torch.Tensor:
-        """
-        Position embeddings for an image of another size, by bicubic interpolation of the learned grid (as in DINO,
-        https://arxiv.org/abs/2104.14294, and the in-tree ViT). Returns shape (1, 1 + patches, hidden_size).
-        """
+    def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
+        """Position embeddings for another image size, of shape (1, 1 + patches, hidden_size): bicubic interpolation of
+        the learned grid, as in DINO (https://arxiv.org/abs/2104.14294) and the in-tree ViT."""
         size = (height // self.config.patch_size, width // self.config.patch_size)
         side = self.config.image_size // self.config.patch_size
         if size == (side, side):
@@ -208,40 +201,32 @@ class VitMnistModel(VitMnistPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        interpolate_pos_encoding: bool | None = None,
-        cls_only: bool = False,
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None, cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        r"""
+    ) -> BaseModelOutputWithPooling:  # fmt: skip
+        r"""Encode images.
+
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalised images,
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalized images,
                 as the image processor makes them; cast to the dtype of the weights.
             interpolate_pos_encoding (`bool`, *optional*): Accept other image sizes (multiples of the patch size).
-            cls_only (`bool`): Compute of the last block only the CLS token, all that a classifier reads, and return
-                `last_hidden_state` of shape `(batch, 1, hidden_size)`.
+            cls_only (`bool`): Only the CLS token is needed. The last block then skips the other tokens, unless a hook
+                reads what it computes or outputs are recorded.
 
         Returns:
-            `last_hidden_state` of shape `(batch, 1 + patches, hidden_size)`, after the final LayerNorm;
-            `pooler_output` of shape `(batch, hidden_size)`, its CLS token; on request `hidden_states`, one
-            `(batch, 1 + patches, hidden_size)` per layer and the first block's input, and `attentions`, one
-            `(batch, heads, 1 + patches, 1 + patches)` per layer, which needs the eager attention:
-            `model.set_attn_implementation("eager")`.
+            `last_hidden_state` of shape `(batch, 1 + patches, hidden_size)`, after the final LayerNorm (with only the
+            CLS token if the others were skipped); `pooler_output` of shape `(batch, hidden_size)`, its CLS token; on
+            request `hidden_states`, one `(batch, 1 + patches, hidden_size)` for the first block's input and for each
+            block's output, and `attentions`, one `(batch, heads, 1 + patches, 1 + patches)` per block. Attentions need
+            `model.set_attn_implementation("eager")`: without it they are empty, and transformers logs a warning.
 
         Raises:
-            ValueError: wrong number of dimensions or channels, another image size, or attentions asked of an attention
-                implementation that does not return them.
+            ValueError: wrong number of dimensions or channels, or another image size.
         """
-        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"The {self.config._attn_implementation} attention does not return its probabilities: call "
-                "model.set_attn_implementation('eager') first."
-            )
         tokens = self.patch_embed(pixel_values.to(self.pos_embed.dtype))  # (batch, patches, hidden)
         height, width = pixel_values.shape[2:]
         if interpolate_pos_encoding:
-            positions = self.interpolated_pos_embed(height, width)
+            positions = self.interpolate_pos_encoding(height, width)
         elif (height, width) == (self.config.image_size, self.config.image_size):
             positions = self.pos_embed
         else:
@@ -250,14 +235,17 @@ class VitMnistModel(VitMnistPreTrainedModel):
                 "Resize them with the image processor, or pass interpolate_pos_encoding=True."
             )
         cls_tokens = self.cls_token.expand(tokens.shape[0], -1, -1)
-        hidden_states = self.pos_drop(
-            torch.cat([cls_tokens, tokens], dim=1) + positions
-        )  # (batch, 1 + patches, hidden)
+        hidden_states = torch.cat([cls_tokens, tokens], dim=1) + positions  # (batch, 1 + patches, hidden)
+        hidden_states = self.pos_drop(hidden_states)
 
-        for block in self.blocks:
-            num_queries = 1 if cls_only and block is self.blocks[-1] else None
-            hidden_states = block(hidden_states, num_queries=num_queries, **kwargs)
-        hidden_states = self.norm(hidden_states)
+        *blocks, last = self.blocks
+        for block in blocks:
+            hidden_states = block(hidden_states, **kwargs)
+        # Skipping the other tokens of the last block saves a third of the work at depth 2.
+        flags = ("output_hidden_states", "output_attentions")
+        records = any(kwargs.get(name) or getattr(self.config, name) for name in flags)
+        num_queries = 1 if cls_only and not (records or has_hooks([self, self.norm, *last.modules()])) else None
+        hidden_states = self.norm(last(hidden_states, num_queries=num_queries, **kwargs))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
@@ -273,21 +261,19 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
-        r"""
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None, **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:  # fmt: skip
+        r"""Classify images.
+
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalised images.
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalized images.
             labels (`torch.Tensor` of shape `(batch,)`, int64, *optional*): Classes in `[0, num_labels)`; with them
-                the output has `loss`, the cross-entropy, averaged over `num_items_in_batch` where that is given.
+                the output has `loss`, the cross-entropy, averaged over the batch or over `num_items_in_batch`.
             interpolate_pos_encoding (`bool`, *optional*): Accept other image sizes (multiples of the patch size).
 
         Returns:
-            `logits` of shape `(batch, num_labels)`; `loss`, `hidden_states` and `attentions` as asked for (see
+            `logits` of shape `(batch, num_labels)`; on request `loss`, `hidden_states` and `attentions` (see
             [`VitMnistModel.forward`]).
 
         Example:
@@ -295,25 +281,17 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
             >>> model(torch.zeros(64, 1, 28, 28)).logits.shape
             torch.Size([64, 10])
         """
-        # A third less work at depth 2; whoever records what happens inside gets all tokens.
-        records = ("output_hidden_states", "output_attentions")
-        cls_only = not any(kwargs.get(name) or getattr(self.config, name) for name in records)
-        outputs = self.vit(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            cls_only=cls_only,
-            return_dict=True,  # `config.return_dict` speaks of this method's own output
-            **kwargs,
-        )
+        # `config.return_dict` is about the output of this method, not of the encoder.
+        options = {"interpolate_pos_encoding": interpolate_pos_encoding, "cls_only": True, "return_dict": True}
+        outputs = self.vit(pixel_values, **options, **kwargs)
         logits = self.head(outputs.pooler_output)  # (batch, num_labels)
-        loss = None if labels is None else self.compute_loss(logits, labels, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = None if labels is None else self._loss(logits, labels, **kwargs)
+        recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        return ImageClassifierOutput(loss=loss, logits=logits, **recorded)
 
-    def compute_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
         """Cross-entropy of logits `(batch, num_labels)`, in float32 or better."""
-        # Under fp16 and bf16 a log-softmax in half precision would cost accuracy for nothing.
+        # A log-softmax in half precision would lose accuracy.
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return self.loss_function(labels, logits, self.config, **kwargs)
 

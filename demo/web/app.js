@@ -3,10 +3,10 @@
 import { frameAsMnist, normalize } from "./frame.js";
 import { Vit, parseSafetensors } from "./vit.js";
 
-// The checkpoint folders as they lie in the repository.
+// The checkpoint folders of the repository.
 const CHECKPOINTS = { tiny: "../../vit-mnist-tiny", small: "../../vit-mnist-small" };
-const STROKE = 22; // pixels of the pad's 280, about as thick as MNIST's
-const STEP = 10; // pixels that an arrow key moves the pen
+const STROKE = 22; // of the pad's 280 pixels, about the thickness of MNIST's strokes
+const STEP = 10; // pixels per press of an arrow key
 
 const find = (id) => document.getElementById(id);
 const pad = find("pad");
@@ -18,7 +18,7 @@ let isPending = false;
 // ---- the checkpoint
 
 async function fetchFile(folder, name) {
-  const response = await fetch(`${folder}/${name}`, { cache: "no-cache" }); // weights may have been trained anew
+  const response = await fetch(`${folder}/${name}`, { cache: "no-cache" }); // the weights may have changed
   if (!response.ok) throw new Error(`${folder}/${name}: ${response.status} ${response.statusText}`);
   return response;
 }
@@ -40,7 +40,7 @@ async function loadNetwork(folder) {
 async function choose(name) {
   try {
     const loaded = await loadNetwork(CHECKPOINTS[name]);
-    if (document.querySelector("input[name=checkpoint]:checked").value !== name) return; // a later choice came first
+    if (document.querySelector("input[name=checkpoint]:checked").value !== name) return; // the choice changed
     network = loaded;
     find("problem").hidden = true;
     buildAnswer();
@@ -60,7 +60,7 @@ function element(tag, className, ...children) {
   return made;
 }
 
-/** Empty bars for the labels and empty maps for the heads of the network chosen. */
+/** Empty bars for the labels and empty maps for the heads of the chosen network. */
 function buildAnswer() {
   const { vit } = network;
   find("probabilities").replaceChildren(
@@ -97,14 +97,14 @@ function update() {
 function show() {
   const { vit, mean, std } = network;
   const { data, width, height } = ink.getImageData(0, 0, pad.width, pad.height);
-  const grey = Uint8Array.from({ length: width * height }, (_, i) => data[4 * i]); // red, green and blue are the same
-  const bytes = frameAsMnist({ width, height, data: grey });
+  const gray = Uint8Array.from({ length: width * height }, (_, i) => data[4 * i]); // red, green and blue are equal
+  const bytes = frameAsMnist({ width, height, data: gray });
   find("hint").hidden = isDrawn;
   const result = isDrawn ? vit.forward(normalize(bytes, mean, std)) : null;
 
   const best = result ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
   const answer = result ? vit.labels[best] : "–";
-  if (find("prediction").textContent !== answer) find("prediction").textContent = answer; // read aloud when it changes
+  if (find("prediction").textContent !== answer) find("prediction").textContent = answer; // read aloud
   [...find("probabilities").children].forEach((row, i) => {
     row.classList.toggle("best", i === best);
     row.querySelector(".bar div").style.width = result ? `${100 * result.probabilities[i]}%` : "0";
@@ -115,11 +115,11 @@ function show() {
   drawMap(input, bytes, null, vit);
   maps.forEach((canvas, i) => {
     const [layer, head] = [Math.floor(i / vit.heads), i % vit.heads];
-    drawMap(canvas, bytes, result && result.attentions[layer][head][0].slice(1), vit); // from CLS, to the patches
+    drawMap(canvas, bytes, result && result.attentions[layer][head][0].slice(1), vit); // from CLS to the patches
   });
 }
 
-/** The digit in grey, and over it one colour per patch, as strong as its share of the largest weight. */
+/** The digit in gray under one color per patch, whose strength is the patch's weight over the largest weight. */
 function drawMap(canvas, bytes, weights, { size, patch }) {
   const image = new ImageData(size, size);
   const largest = weights ? Math.max(...weights) : 1;
@@ -163,7 +163,7 @@ function clear() {
   update();
 }
 
-/** Where on the pad a pointer is, in the pad's own pixels. */
+/** Position of a pointer in the pad's own pixels. */
 function place(event) {
   const box = pad.getBoundingClientRect();
   return [((event.clientX - box.left) * pad.width) / box.width, ((event.clientY - box.top) * pad.height) / box.height];
@@ -172,11 +172,11 @@ function place(event) {
 pad.addEventListener("pointerdown", (event) => {
   if (!event.isPrimary || event.button !== 0) return;
   pad.setPointerCapture(event.pointerId);
-  find("pen").hidden = true; // a pointer shows where it is by itself
+  find("pen").hidden = true; // a mouse or finger shows its own position
   pen.isDown = false;
   moveTo(...place(event));
   pen.isDown = true;
-  moveTo(...place(event)); // a dot, if it goes nowhere
+  moveTo(...place(event)); // a dot, if it does not move
 });
 
 pad.addEventListener("pointermove", (event) => {

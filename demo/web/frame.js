@@ -1,11 +1,11 @@
-// A drawing framed as MNIST's digits were, pixel for pixel as VitMnistImageProcessor does it with do_center=True:
-// the ink's box is scaled into 20x20 keeping its aspect, and placed by its centre of mass in 28x28.
-// Images are {width, height, data}, data one grey byte per pixel, light ink on dark paper.
+// Frames a drawing as MNIST's digits are, and as VitMnistImageProcessor does with do_center=True, to the same pixels:
+// scales the ink's bounding box into 20x20, keeping its aspect, and places its center of mass at the center of 28x28.
+// Images are {width, height, data}; data has one gray byte per pixel, light ink on dark paper.
 
 const SIDE = 28;
 const BOX = 20 / 28; // of the side
 
-// Python rounds halves to the even neighbour.
+// Python rounds halves to the even neighbor.
 function round(x) {
   const floor = Math.floor(x);
   if (x - floor !== 0.5) return Math.round(x);
@@ -14,7 +14,7 @@ function round(x) {
 
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
-/** NumPy's percentile, linear between neighbours. */
+/** NumPy's percentile, linear between neighbors. */
 function percentile(sorted, percent) {
   const at = ((sorted.length - 1) * percent) / 100;
   const below = Math.floor(at);
@@ -56,11 +56,11 @@ const resampleColumns = (image, height) => transpose(resampleRows(transpose(imag
 export function resize(image, width, height) {
   const across = (it) => (it.width === width ? it : resampleRows(it, width));
   const down = (it) => (it.height === height ? it : resampleColumns(it, height));
-  // As Pillow 13 does: rows first, but for images more than twice as high as wide; the bytes in between are rounded.
+  // As in Pillow 13: rows first, except for images more than twice as high as wide. The first pass rounds to bytes.
   return image.height > 2 * image.width ? across(down(image)) : down(across(image));
 }
 
-/** 28x28 bytes of a drawing of any size; all zeros where there is no ink. */
+/** 28x28 bytes of a drawing of any size; all zeros if it has no ink. */
 export function frameAsMnist(image) {
   const { width, height } = image;
   const at = (x, y) => image.data[y * width + x];
@@ -104,7 +104,7 @@ export function frameAsMnist(image) {
   return canvas;
 }
 
-/** Bytes to what the network takes, in the processor's float32 arithmetic. */
+/** Bytes to the network's inputs, in the processor's float32 arithmetic. */
 export function normalize(bytes, mean, std) {
   return Array.from(bytes, (byte) => Math.fround(Math.fround(Math.fround(byte / 255) - Math.fround(mean)) / Math.fround(std)));
 }

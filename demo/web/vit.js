@@ -1,5 +1,5 @@
-// The network in plain JavaScript: a checkpoint folder's config.json and model.safetensors in, logits and attention out.
-// It follows modeling_vit_mnist.py name by name, and tests/test_web.py holds the two equal.
+// The network in plain JavaScript. It reads a checkpoint's config.json and model.safetensors.
+// It uses the names of modeling_vit_mnist.py; tests/test_web.py compares the two.
 
 /** Tensors of a safetensors file: name to {shape, data}, float32 only. https://github.com/huggingface/safetensors */
 export function parseSafetensors(buffer) {
@@ -16,7 +16,7 @@ export function parseSafetensors(buffer) {
   return tensors;
 }
 
-// Abramowitz and Stegun 7.1.26: off by at most 1.5e-7.
+// Abramowitz and Stegun 7.1.26, with an error of at most 1.5e-7.
 function erf(x) {
   const t = 1 / (1 + 0.3275911 * Math.abs(x));
   const tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
@@ -87,7 +87,7 @@ export class Vit {
     return rows;
   }
 
-  /** Multi-head self-attention: the tokens, and per head how much each token looks at each. */
+  /** Multi-head self-attention: the new tokens, and per head the weights [from][to]. */
   attend(tokens, name) {
     const width = tokens[0].length;
     const depth = width / this.heads;
@@ -114,7 +114,7 @@ export class Vit {
     return [this.linear(attended, `${name}.proj`), maps];
   }
 
-  /** Normalised pixels, size * size of them, to {logits, probabilities, attentions[layer][head][from][to]}. */
+  /** From size * size normalized pixels to {logits, probabilities, attentions[layer][head][from][to]}. */
   forward(pixels) {
     const add = (rows, others) => rows.map((row, r) => row.map((x, i) => x + others[r][i]));
     const positions = this.data("vit.pos_embed");

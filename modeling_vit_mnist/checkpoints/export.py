@@ -1,0 +1,58 @@
+"""Convert a checkpoint to a form that needs none of this code, or back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jinja2
+
+from ..cli.arguments import arg
+from ..cli.errors import UsageError
+from ..cli.files import check_writable, replacing_files
+from ..configuration_vit_mnist import VitMnistConfig
+from .convert import export_timm, export_vit, import_checkpoint
+from .folder import DEFAULT_MODEL, load_checkpoint, save_checkpoint
+from .onnx import export_onnx, quiet
+
+FORMATS: dict[str, Callable] = {
+    "vit": export_vit, "vit-rgb": partial(export_vit, rgb=True), "timm": export_timm, "onnx": export_onnx,
+}  # fmt: skip
+FORMAT_HELP = (
+    "vit: transformers' own ViT, one channel. vit-rgb: the same with three channels, for pipelines. timm. onnx. "
+    "import: the inverse, from vit, vit-rgb, timm or a file with timm's names."
+)
+
+
+@dataclass
+class ExportArguments:
+    """What to convert, and to what."""
+
+    format: str = field(metadata={"help": FORMAT_HELP, "choices": [*FORMATS, "import"]})
+    output: str = field(metadata={"help": "Folder to write. It must be empty or not exist."})
+    model: str = arg(str(DEFAULT_MODEL), "Checkpoint folder, Hub id, or, for import, a file or folder.")
+    num_attention_heads: int = arg(VitMnistConfig.num_attention_heads, "For the import of a file.")
+
+
+def run_export(args: ExportArguments) -> None:
+    """Write the folder completely or not at all. Raises [`UsageError`] if the folder is not empty, or the checkpoint
+    is missing or cannot be converted."""
+    folder = Path(args.output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty: choose another --output.")
+    check_writable(folder)
+    name = Path(args.model).name
+    if args.format == "import":
+        model, processor = import_checkpoint(args.model, args.num_attention_heads)
+        card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
+        save_checkpoint(folder, model, processor, card, records={})
+    else:
+        model, processor = load_checkpoint(args.model)
+        library = {"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers")
+        template = jinja2.Template(Path(__file__).with_name("export_card.md").read_text(encoding="utf-8"))
+        with replacing_files(folder) as staging, quiet():
+            FORMATS[args.format](model.eval(), processor, staging)
+            card = template.render(library=library, name=name, format=args.format)
+            (staging / "README.md").write_text(card + "\n", encoding="utf-8")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"{path.stat().st_size:>9,} bytes  {path}")

@@ -1,0 +1,110 @@
+"""Push a checkpoint folder to the Hub."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: any failed connection
+
+from ..cli.errors import UsageError
+from ..data.sources import SAMPLE
+from .card import MEASUREMENTS, read_run
+from .folder import CHECKPOINT_FILES
+
+logger = logging.getLogger(__name__)
+
+# What goes to the Hub. A folder can hold other files, too: training checkpoints, logs, tokens.
+RECORDS = ("run.json", "all_results.json", "history.json", *(f"{name}.json" for name in MEASUREMENTS))
+UPLOADED = (*CHECKPOINT_FILES, *RECORDS, ".eval_results/*.yaml", "digit-?.png")
+# Seconds before a failed push is repeated. huggingface_hub repeats single requests on its own, with longer waits.
+RETRY_WAITS = (2, 8)
+
+
+def push(
+    folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool | None = None,
+    allow_sample: bool = False,
+) -> str:  # fmt: skip
+    """Upload a complete checkpoint folder in one commit. Creates the repository, `name` or `namespace/name`, if need
+    be. Pushing an unchanged folder commits nothing. Returns the address of the repository.
+
+    `token` defaults to that of `hf auth login` or `HF_TOKEN`, `private`, for a new repository, to that of the
+    namespace. `allow_sample` allows a model trained on the bundled sample.
+
+    Raises:
+        UsageError: no complete checkpoint, a model of the bundled sample, an impossible name, a card that the Hub
+            rejects, or a token that is missing or has no right to write there.
+        ConnectionError: the Hub cannot be reached, or failed each time.
+    """
+    folder = Path(folder)
+    _check_pushable(folder, allow_sample)
+    api = huggingface_hub.HfApi(token=token)
+    for wait in (*RETRY_WAITS, None):
+        try:
+            return _upload(api, folder, repo_id, private)
+        except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: of hf_xet
+            if wait is None or not _is_temporary(error):
+                raise _explain(error, folder, repo_id) from error
+            logger.warning("Pushing to %s failed, trying again in %d s: %s", repo_id, wait, _reason(error))
+            time.sleep(wait)
+        except ValueError as error:
+            raise UsageError(f"Cannot push {folder} to {repo_id!r}: {error}") from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_pushable(folder: Path, allow_sample: bool) -> None:
+    if missing := [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]:
+        raise UsageError(f"{folder} is not a complete checkpoint: {missing[0]} is missing.")
+    if allow_sample or not (folder / "run.json").is_file():  # an imported checkpoint has none
+        return
+    run, _ = read_run(folder)
+    if run["data"]["source"] == SAMPLE.name:
+        raise UsageError(
+            f"Refusing to push {folder}: trained on the bundled 5,000-image sample. Train on all of MNIST, or pass "
+            "--push_sample_model (allow_sample=True) to push anyway."
+        )
+
+
+def _upload(api: huggingface_hub.HfApi, folder: Path, repo_id: str, private: bool | None) -> str:
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(
+        folder_path=folder,
+        repo_id=repo.repo_id,
+        allow_patterns=list(UPLOADED),
+        commit_message="Upload vit-mnist checkpoint",
+        # The Hub rejects (412) a repeated commit whose first answer was lost, since its parent has changed.
+        parent_commit=api.model_info(repo.repo_id).sha,
+    )
+    return str(repo)
+
+
+def _status(error: Exception) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _is_temporary(error: Exception) -> bool:
+    """Whether a failed push may succeed soon: the connection or the Hub failed, or the repository has changed."""
+    status = _status(error)
+    if status is None:  # a broken connection, or an error page instead of JSON
+        return isinstance(error, (HTTPError, json.JSONDecodeError))
+    return status in (408, 412, 429) or status >= 500
+
+
+def _explain(error: Exception, folder: Path, repo_id: str) -> Exception:
+    """The error for the user: a [`UsageError`] if the user can correct it."""
+    safe = f"The checkpoint is complete in {folder}: the same command pushes it."
+    advice = {
+        401: "needs a valid token (401): run `hf auth login` or pass --hub_token",
+        403: "is forbidden (403): pass a repository of yours as --hub_model_id, or a token that may write there",
+    }.get(_status(error) or 0)
+    if advice:
+        return UsageError(f"Pushing to {repo_id} {advice}. {safe}")
+    return ConnectionError(f"Pushing to {repo_id} failed: {_reason(error)}. {safe}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub answered {_status(error)}: {error.server_message or error}".rstrip(".")
+    return str(error).rstrip(".")

@@ -1,0 +1,107 @@
+"""A checkpoint as ONNX files, laid out for transformers.js."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..image_processing_vit_mnist import VitMnistImageProcessor
+from ..modeling_vit_mnist import VitMnistForImageClassification
+from .convert import CHANNEL_WEIGHTS, hf_vit_config, hf_vit_processor
+
+
+class EndToEndModel(nn.Module):
+    """From grayscale uint8 images to probabilities, including the processor's arithmetic."""
+
+    def __init__(self, model: VitMnistForImageClassification, processor: VitMnistImageProcessor):
+        super().__init__()
+        self.model = model
+        self.factor, self.mean, self.std = processor.rescale_factor, processor.image_mean[0], processor.image_std[0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixel_values = (images.unsqueeze(1).float() * self.factor - self.mean) / self.std
+        return self.model(pixel_values).logits.softmax(-1)
+
+
+class LogitsModel(nn.Module):
+    """From one or three channels to a tensor of logits. ONNX has no output classes."""
+
+    weights: torch.Tensor
+
+    def __init__(self, model: VitMnistForImageClassification):
+        super().__init__()
+        self.model = model
+        self.register_buffer("weights", torch.tensor(CHANNEL_WEIGHTS).view(1, -1, 1, 1))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        gray = (self.weights * pixel_values).sum(1, keepdim=True)  # a single channel is broadcast to three
+        return self.model(gray).logits
+
+
+def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageProcessor, folder: Path) -> None:
+    """Write ONNX files with a dynamic batch and the class names in their metadata:
+
+    - `onnx/model.onnx`: `pixel_values` `(batch, channels, height, width)`, float32, with one channel or three, to
+      `logits` `(batch, classes)`;
+    - `onnx/model_quantized.onnx`: the same with int8 weights in its matrix products;
+    - `onnx/model_images.onnx`: `images` `(batch, height, width)`, grayscale uint8, to `probabilities`
+      `(batch, classes)`.
+
+    And `config.json` and `preprocessor_config.json` of transformers' ViT with three channels, for transformers.js.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = model.eval()
+    model.set_attn_implementation("eager")
+    side = model.config.image_size
+    target = folder / "onnx"
+    target.mkdir()
+    labels = json.dumps(list(model.config.id2label.values()))
+    # With one image, the exporter would take the batch size for a constant.
+    pixel_values, images = torch.zeros(2, 1, side, side), torch.zeros(2, side, side, dtype=torch.uint8)
+    _write_onnx(LogitsModel(model), pixel_values, "pixel_values", "logits", labels, target / "model.onnx")
+    end_to_end = EndToEndModel(model, processor).eval()
+    _write_onnx(end_to_end, images, "images", "probabilities", labels, target / "model_images.onnx")
+    with quiet():
+        options = {"weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gemm"]}
+        quantize_dynamic(target / "model.onnx", target / "model_quantized.onnx", per_channel=True, **options)
+    hf_vit_config(model.config, 3).save_pretrained(folder)
+    hf_vit_processor(processor, 3).save_pretrained(folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the exporters' progress reports and warnings about optional packages."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _write_onnx(module: nn.Module, example: torch.Tensor, given: str, result: str, labels: str, path: Path) -> None:
+    import onnx
+
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    names: dict[str, Any] = {"input_names": [given], "output_names": [result]}
+    with quiet():
+        program = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    proto = program.model_proto
+    for item in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph):
+        item.doc_string = ""
+        del item.metadata_props[:]  # stack traces, nine tenths of the file
+    del proto.graph.value_info[:]
+    if given == "pixel_values":
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"  # one or three
+    onnx.helper.set_model_props(proto, {"labels": labels})
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save_model(proto, path)

@@ -1,0 +1,71 @@
+"""The four commands, as the scripts `run_*.py` and as `vit-mnist train | predict | visualize | export`."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from transformers.utils import logging
+
+from .cli.arguments import RecipeParser
+from .cli.errors import run_script
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a command with one-line errors, and without transformers' progress bars for a few kilobytes."""
+    logging.disable_progress_bar()
+    run_script(command)
+
+
+def train() -> None:
+    """Train the tiny ViT and save it as a complete checkpoint folder."""
+    from .training.arguments import parse_arguments
+    from .training.train import train
+
+    train(*parse_arguments(sys.argv[1:]))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # otherwise torch can abort at shutdown
+
+
+def predict() -> None:
+    """Predict digits of a dataset or of image files."""
+    from .data.arguments import DataArguments
+    from .inference.arguments import InferenceArguments
+    from .inference.predict import run_inference
+
+    run_inference(*RecipeParser([InferenceArguments, DataArguments], description=predict.__doc__).parse(sys.argv[1:]))
+
+
+def visualize() -> None:
+    """Show the data, the network, its attention, its training and its mistakes."""
+    from .data.arguments import DataArguments
+    from .inference.arguments import VisualizeArguments
+    from .inference.visualize import VIEWS
+
+    parser = RecipeParser([VisualizeArguments, DataArguments], description=visualize.__doc__)
+    parser.add_argument("view", choices=VIEWS, help="What to show.")
+    args, data_args, chosen = parser.parse(sys.argv[1:])
+    VIEWS[chosen.view](args, data_args)
+
+
+def export() -> None:
+    """Convert a checkpoint to transformers' own ViT, timm or ONNX, or back."""
+    from .checkpoints.export import ExportArguments, run_export
+
+    run_export(*RecipeParser(ExportArguments, description=export.__doc__).parse(sys.argv[1:]))
+
+
+COMMANDS = {"train": train, "predict": predict, "visualize": visualize, "export": export}
+
+
+def main() -> None:
+    """Entry point of `vit-mnist`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    sys.argv[:2] = [f"vit-mnist {name}"]
+    if name in ("-h", "--help"):
+        print("usage: vit-mnist COMMAND [--help] ...\n")
+        print("\n".join(f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()))
+    elif name in COMMANDS:
+        run(COMMANDS[name])
+    else:
+        print(f"error: Unknown command {name!r}: choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,43 @@
+"""Arguments that choose a dataset."""
+
+from dataclasses import dataclass
+
+from ..cli.arguments import arg
+from ..cli.errors import UsageError
+
+DEFAULT_DATASET = "ylecun/mnist"
+DATASET_VARIABLE = "VIT_MNIST_DATASET"
+
+
+@dataclass
+class DataArguments:
+    """Which images, and which part of them."""
+
+    dataset_name: str | None = arg(
+        help="Hub id or folder (parquet, class folders, a saved dataset, or four IDX files). "
+        f"Default: ${DATASET_VARIABLE}, else {DEFAULT_DATASET}, else, without a network, the bundled 5,000 digits."
+    )
+    image_column_name: str | None = arg(help="Column of the images. Default: the first that holds images.")
+    label_column_name: str | None = arg(help="Column of the labels. Default: the first class label, or 'label'.")
+    num_labels: int | None = arg(help="Number of classes of a dataset that does not name them. Default: 10.")
+    max_train_samples: int | None = arg(help="Train on the first N images only.")
+    max_eval_samples: int | None = arg(help="Validate and test on the first N images of each split only.")
+    validation_size: float | None = arg(
+        help="Images, or below 1 the fraction, of train held out for validation if the dataset has no such split. "
+        "Default: a twelfth, 5,000 of MNIST's 60,000."
+    )
+    split_seed: int = arg(0, "Seed of the stratified split into train and validation.")
+    streaming: bool = arg(
+        False,
+        "Read train and test again in every epoch instead of holding them in memory. Validation images, about a "
+        "twelfth of train but at most 5,000, are chosen by a hash of the image.",
+    )
+    skip_bad_images: bool = arg(False, "Skip images that cannot be read, with a warning, instead of stopping.")
+
+    def __post_init__(self):
+        for name in ("num_labels", "max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}.")
+        if self.validation_size is not None and self.validation_size <= 0:
+            raise UsageError(f"--validation_size must be positive, got {self.validation_size:g}.")

@@ -1,0 +1,1 @@
+"""Predictions for datasets and image files; tables and pictures of data, networks and results."""

@@ -1,0 +1,55 @@
+"""Arguments of prediction and of the views."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoints.folder import DEFAULT_MODEL
+from ..cli.arguments import arg
+from ..cli.errors import UsageError
+
+TABLES = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass
+class _ModelChoice:
+    model: str = arg(str(DEFAULT_MODEL), "Checkpoint folder or Hub id. Default: the bundled vit-mnist-tiny.")
+    split: str = arg("test", "Split of the dataset.", choices=["train", "validation", "test"])
+    device: str | None = arg(help="cpu, cuda, mps, ... Default: an accelerator if there is one.")
+
+
+@dataclass
+class InferenceArguments(_ModelChoice):
+    """Which model, which images, and what to write."""
+
+    num_samples: int = arg(64, "Predict the first N images of the split; 0 for all.")
+    image: list[str] = arg([], "Predict these image files, folders or globs instead of a dataset.", nargs="+")
+    do_center: bool | None = arg(help="Frame each digit as MNIST's are.")
+    do_invert: str | None = arg(
+        help="Invert the images. auto: those with dark ink on light paper.", choices=["yes", "no", "auto"]
+    )
+    top_k: int = arg(1, "Print the K most probable classes.")
+    output: str | None = arg(help="Also write the predictions to this .jsonl, .csv or .parquet file.")
+    grid: str | None = arg(help="Also draw the images with their predictions to this .png file.")
+    batch_size: int = arg(1000, "Images per forward pass.")
+
+    def __post_init__(self):
+        for name, least in (("num_samples", 0), ("top_k", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.output and Path(self.output).suffix not in TABLES:
+            raise UsageError(f"--output must end in {', '.join(TABLES)}, got {self.output!r}.")
+        if self.grid and Path(self.grid).suffix != ".png":
+            raise UsageError(f"--grid must end in .png, got {self.grid!r}.")
+
+
+@dataclass
+class VisualizeArguments(_ModelChoice):
+    """Which model and images to show, and where to write the pictures."""
+
+    index: list[int] = arg([0, 1, 2, 3, 4, 18], "Images of the split whose attention is shown.", nargs="+")
+    output_dir: str = arg("outputs/figures", "Folder of the pictures.")
+    batch_size: int = arg(64, "Images in the batch whose shapes are shown.")
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UsageError(f"--batch_size must be at least 1, got {self.batch_size}.")

@@ -1,0 +1,110 @@
+"""The views of `run_visualize.py`. Each prints a text and, except `model`, draws a picture."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..checkpoints.folder import load_checkpoint
+from ..cli.errors import UsageError
+from ..cli.files import check_writable
+from ..data.arguments import DataArguments
+from ..data.splits import load_images
+from ..image_processing_vit_mnist import VitMnistImageProcessor
+from . import plots
+from .architecture import parameter_table, stage_shapes
+from .arguments import VisualizeArguments
+from .predict import choose_device, predict
+
+
+def _picture(args: VisualizeArguments, name: str) -> Path:
+    check_writable(Path(args.output_dir))
+    return Path(args.output_dir) / name
+
+
+def view_data(args: VisualizeArguments, data_args: DataArguments) -> None:
+    """Summary, mean and standard deviation, batch shapes; a picture of digits and class balance."""
+    picture = _picture(args, "data.png")
+    processor = VitMnistImageProcessor()
+    datasets = load_images(data_args, processor)
+    train = datasets["train"]
+    images = torch.cat([train.images, datasets["validation"].images])
+    labels = torch.cat([train.labels, datasets["validation"].labels])
+    pixels = images.double() / 255
+
+    print(f"Dataset {train.source}")
+    held_out = len(datasets["validation"])
+    print(f"    Train:   {len(images):,} images ({len(train):,} to train on, {held_out:,} for validation)")
+    print(f"    Test:    {len(datasets['test']):,} images")
+    print(f"    Image:   {images.shape[1]}x{images.shape[2]} pixels, 1 channel, uint8")
+    print(f"    Classes: {', '.join(train.names)}")
+    print(f"    Mean:    {pixels.mean():.4f} measured on train, {processor.image_mean[0]:.4f} used")
+    print(f"    Std:     {pixels.std(unbiased=False):.4f} measured on train, {processor.image_std[0]:.4f} used")
+    batch = next(iter(torch.utils.data.DataLoader(train, args.batch_size, collate_fn=train.collate)))
+    print(f"Batch: images {list(batch['pixel_values'].shape)}, labels {list(batch['labels'].shape)}")
+    plots.plot_data(images, labels, train.names, picture)
+    print(f"Wrote {picture}")
+
+
+def view_model(args: VisualizeArguments, data_args: DataArguments) -> None:
+    """The parameter table, and the shape after every stage for one batch."""
+    model, processor = load_checkpoint(args.model)
+    model.eval()
+    print(parameter_table(model))
+    size = model.config.image_size
+    images = torch.zeros(args.batch_size, size, size, dtype=torch.uint8)
+    print(f"\nForward pass of a batch of {args.batch_size}:")
+    for name, shape in stage_shapes(model, processor.rescale_and_normalize(images)):
+        print(f"    {name:<44} {list(shape)}")
+
+
+def view_attention(args: VisualizeArguments, data_args: DataArguments) -> None:
+    """The attention of the CLS token to each patch, per layer and head."""
+    picture = _picture(args, "attention.png")
+    model, processor = load_checkpoint(args.model, attn_implementation="eager")  # the only one that returns attentions
+    model.to(choose_device(args.device)).eval()
+    dataset = load_images(data_args, processor, [args.split])[args.split]
+    if outside := [index for index in args.index if not 0 <= index < len(dataset)]:
+        raise UsageError(f"--index must lie in 0 to {len(dataset) - 1}, got {outside[0]}.")
+    dataset = dataset.select(torch.tensor(args.index))
+    pixel_values = processor.rescale_and_normalize(dataset.images).to(model.device)
+    with torch.inference_mode():
+        outputs = model(pixel_values, output_attentions=True)
+    predictions = [model.config.id2label[label] for label in outputs.logits.argmax(1).tolist()]
+    attentions = tuple(attention.cpu() for attention in outputs.attentions)
+    plots.plot_attention(dataset.images, attentions, predictions, picture)
+    print(f"Wrote {picture}")
+
+
+def view_training(args: VisualizeArguments, data_args: DataArguments) -> None:
+    """Loss, accuracy and learning rate of the run that made a checkpoint folder."""
+    picture = _picture(args, "training.png")
+    record = Path(args.model) / "history.json"
+    try:
+        history = json.loads(record.read_text(encoding="utf-8"))["log_history"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{args.model} holds no record of its training: cannot read {record.name}.") from error
+    plots.plot_training(history, picture)
+    print(f"Wrote {picture}")
+
+
+def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
+    """Confusion matrix and most confident errors."""
+    picture = _picture(args, "mistakes.png")
+    model, processor = load_checkpoint(args.model)
+    model.to(choose_device(args.device))
+    dataset = load_images(data_args, processor, [args.split])[args.split]
+    probabilities = predict(model, processor, dataset.images)
+    correct = int((probabilities.argmax(1) == dataset.labels).sum())
+    print(
+        f"Accuracy: {correct / len(dataset):.2%} ({correct:,} of {len(dataset):,} {args.split} images of "
+        f"{dataset.source})"
+    )
+    plots.plot_mistakes(dataset.images, dataset.labels, probabilities, dataset.names, picture)
+    print(f"Wrote {picture}")
+
+
+VIEWS = {
+    "data": view_data, "model": view_model, "attention": view_attention, "training": view_training,
+    "mistakes": view_mistakes,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training: from arguments to a finished checkpoint folder. Start reading at `train.py`."""

@@ -1,0 +1,92 @@
+"""What happens between steps: reports, times, progress bars, updates of the Fisher matrix."""
+
+import math
+import sys
+import time
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.modeling_utils import unwrap_model
+from transformers.trainer_callback import ProgressCallback
+
+from ..data.augmentation import AugmentedDataset
+from ..data.images import ImageDataset
+from .natural_gradient import per_sample_gradients
+
+
+class EpochReportCallback(TrainerCallback):
+    """Prints one line per evaluation."""
+
+    def __init__(self):
+        self.loss = float("nan")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = logs.get("loss", self.loss)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.is_world_process_zero and "eval_accuracy" in metrics:
+            best = "  best" if metrics.get(f"eval_{args.metric_for_best_model}") == state.best_metric else ""
+            tqdm.write(
+                f"Epoch {state.epoch:5.1f} of {state.num_train_epochs}  loss {self.loss:.4f}  validation loss "
+                f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}",
+                file=sys.stdout,
+            )
+
+
+class ElapsedTimeCallback(TrainerCallback):
+    """Adds to every log entry the seconds of training so far, including those before a resume."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        before = next((entry["elapsed"] for entry in reversed(state.log_history) if "elapsed" in entry), 0.0)
+        self.started = time.time() - before
+
+    def on_log(self, args, state, control, **kwargs):
+        state.log_history[-1]["elapsed"] = time.time() - self.started
+
+
+class QuietProgressCallback(ProgressCallback):
+    """Trainer's progress bars without its log lines."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+    def close(self) -> None:
+        """Close the bars that a failure left open, so that its message starts on a new line."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+
+
+class FisherUpdateCallback(TrainerCallback):
+    """Updates the matrix of [`NaturalGradient`] on images of `dataset`, after the warmup. Several processes share the
+    images of an update."""
+
+    def __init__(self, dataset: ImageDataset | AugmentedDataset):
+        self.dataset = dataset
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["adam_steps"] = args.get_warmup_steps(state.max_steps)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if isinstance(self.dataset, AugmentedDataset):
+            self.dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        warmup = args.get_warmup_steps(state.max_steps)
+        step = state.global_step - warmup
+        if step < 0 or step % args.fisher_update_interval:
+            return
+        progress = step / (state.max_steps - warmup)
+        for group in optimizer.param_groups:
+            group["damping"] = args.damping * (args.final_damping / args.damping) ** progress
+        # Drawn from (seed, step) alone, so that a resumed run draws the same.
+        draw = np.random.default_rng((args.seed, state.global_step))
+        shares = (args.world_size, math.ceil(args.fisher_batch_size / args.world_size))
+        indices = draw.integers(len(self.dataset), size=shares)[args.process_index]
+        images = self.dataset.__getitems__(indices)["pixel_values"].to(args.device)
+        labels = torch.Generator(args.device).manual_seed(int(draw.integers(2**31)) + args.process_index)
+        gradients = per_sample_gradients(unwrap_model(model), images, labels)
+        getattr(optimizer, "optimizer", optimizer).update_fisher(gradients)

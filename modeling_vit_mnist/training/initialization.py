@@ -1,0 +1,64 @@
+"""The network that a run starts from."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from ..checkpoints.folder import load_checkpoint
+from ..cli.errors import UsageError
+from ..configuration_vit_mnist import VitMnistConfig
+from ..data.images import ImageDataset
+from ..data.streaming import ImageStream
+from ..modeling_vit_mnist import VitMnistForImageClassification
+from .arguments import ModelArguments
+
+WHITENING_IMAGES = 10_000
+
+
+def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClassification:
+    """A new network for the classes `names`, or a checkpoint's, with a new head if the number of classes differs.
+    Raises [`UsageError`] for an impossible network, or a folder that holds no such checkpoint."""
+    options: dict[str, Any] = {"attn_implementation": args.attn_implementation, "id2label": dict(enumerate(names))}
+    options["label2id"] = {name: index for index, name in enumerate(names)}
+    if args.model_name_or_path:
+        model, _ = load_checkpoint(args.model_name_or_path, ignore_mismatched_sizes=True, **options)
+        for name, value in args.config_fields().items():
+            if value != getattr(model.config, name):
+                raise UsageError(
+                    f"--{name} {value} does not match the checkpoint {args.model_name_or_path}, which has "
+                    f"{getattr(model.config, name)}."
+                )
+        return model
+    try:
+        return VitMnistForImageClassification(VitMnistConfig(**args.config_fields(), **options))
+    except (ValueError, StrictDataclassError) as error:
+        raise UsageError(str(error).rpartition("ValueError: ")[2]) from error  # without what wraps the sentence
+
+
+@torch.no_grad()
+def whiten_patch_embed(
+    model: VitMnistForImageClassification, dataset: ImageDataset | ImageStream, num_images: int = WHITENING_IMAGES
+) -> None:
+    """Initialize `vit.patch_embed.proj` with a random rotation of the whitened leading principal components of the
+    patches in the first images. Its outputs are then uncorrelated, centered and of unit variance. Neighboring pixels
+    are almost equal, which makes any random projection badly conditioned. Whitening of patches after Coates and Ng
+    (2012), as the initialization of a first layer after airbench (Jordan, 2024, https://arxiv.org/abs/2404.00498).
+
+    Raises [`UsageError`] if the hidden size is larger than the number of pixels in a patch."""
+    proj = model.vit.patch_embed.proj
+    width, length = proj.weight.shape[0], proj.weight[0].numel()
+    if width > length:
+        raise UsageError(
+            f"--whiten_patches needs a hidden size of at most {length}, the pixels of a patch, got {width}."
+        )
+    pixel_values = dataset.processor.rescale_and_normalize(dataset.take(num_images).images)
+    patches = torch.nn.functional.unfold(pixel_values, proj.kernel_size, stride=proj.stride)  # (n, length, patches)
+    patches = patches.transpose(1, 2).reshape(-1, length).double()
+    variances, components = torch.linalg.eigh(patches.T.cov())  # ascending
+    variances, components = variances[-width:], components[:, -width:]
+    whitening = (components / (variances + 1e-3).sqrt()).T  # (width, length)
+    rotation = torch.linalg.qr(torch.randn(width, width, dtype=torch.double)).Q
+    weight = rotation @ whitening
+    proj.weight.copy_(weight.view_as(proj.weight))
+    proj.bias.copy_(-(weight @ patches.mean(0)))

@@ -1,0 +1,208 @@
+"""A training run, from arguments to a complete checkpoint folder.
+
+The checkpoint is selected on the validation split. The test split is measured once, at the end. A run that was cut
+off resumes from its last complete checkpoint, and a folder with another run is left unchanged."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import set_seed
+
+from ..checkpoints.card import describe_versions, fill_card, fill_eval_results
+from ..checkpoints.folder import load_checkpoint, save_checkpoint
+from ..checkpoints.hub import push
+from ..cli.errors import UsageError
+from ..cli.files import check_writable
+from ..configuration_vit_mnist import VitMnistConfig
+from ..data.arguments import DataArguments
+from ..data.augmentation import AugmentationArguments
+from ..data.images import ImageDataset
+from ..data.sources import SAMPLE
+from ..data.splits import load_images, stream_images
+from ..data.streaming import ImageStream
+from ..image_processing_vit_mnist import VitMnistImageProcessor
+from ..modeling_vit_mnist import VitMnistForImageClassification
+from .arguments import ModelArguments, VitMnistTrainingArguments
+from .callbacks import EpochReportCallback, QuietProgressCallback
+from .compiled import plain
+from .initialization import build_model, whiten_patch_embed
+from .natural_gradient import MAX_PARAMETERS
+from .run_folder import RESULTS_FILE, RUN_FILE, describe_run, prepare_output_dir
+from .trainer import VitMnistTrainer, compute_metrics, make_trainer
+
+
+def train(
+    model_args: ModelArguments, data_args: DataArguments, augmentation: AugmentationArguments,
+    args: VitMnistTrainingArguments,
+) -> dict[str, Any]:  # fmt: skip
+    """Train, select on validation, measure test once, and save everything to `args.output_dir`. Returns the content of
+    `all_results.json`.
+
+    Raises:
+        UsageError: wrong input, or an output folder that holds another run.
+        OSError: the folder cannot be written. Its content is unchanged.
+        ConnectionError: the Hub is needed and cannot be reached. A trained model is complete in the folder.
+    """
+    started = time.time()
+    folder = Path(args.output_dir)
+    is_main = args.process_index == 0
+    if is_main:
+        check_writable(folder)
+    else:
+        logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
+    set_seed(args.seed)
+    with args.main_process_first(desc="dataset"):
+        datasets = load_data(model_args, data_args, args)
+    source = datasets["train"].source
+    if args.wants_push and source == SAMPLE.name and not args.push_sample_model:
+        raise UsageError(
+            "Refusing to push: this run uses the bundled 5,000-image sample. Pass --dataset_name for all of MNIST, or "
+            "--push_sample_model to push anyway."
+        )
+    model = build_model(model_args, datasets["train"].names)
+    if args.optim == "natural_gradient" and model.num_parameters() > MAX_PARAMETERS:
+        raise UsageError(
+            f"--optim natural_gradient supports up to {MAX_PARAMETERS:,} parameters, the network has "
+            f"{model.num_parameters():,}: use adam or adamw_torch."
+        )
+    if model_args.whiten_patches and not model_args.model_name_or_path:
+        whiten_patch_embed(model, datasets["train"])
+    run = describe_run(model, model_args, data_args, augmentation, args, datasets)
+    with args.main_process_first(desc="output folder"):
+        checkpoint = prepare_output_dir(folder, run, args)
+    if checkpoint is not None and checkpoint.name == RESULTS_FILE:
+        results = json.loads(checkpoint.read_text())
+        if is_main:
+            print(f"This run has already finished in {folder} (--overwrite trains it again).")
+            print_results(results)
+            push_finished(args)
+        return results
+    if is_main:
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
+        print(f"Data: {sizes} images of {source}")
+        print(f"Total parameters: {model.num_parameters():,}")
+        if checkpoint is not None:
+            print(f"Resuming from {checkpoint}")
+
+    trainer = make_trainer(model, datasets, augmentation, args)
+    progress = next((c for c in trainer.callback_handler.callbacks if isinstance(c, QuietProgressCallback)), None)
+    try:
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        if progress is not None:
+            progress.close()
+    # Trainer's own time and mean loss are wrong after a resume: they begin there.
+    elapsed = trainer.state.log_history[-1]["elapsed"]
+    results = measure(trainer, datasets) | {
+        "train_loss": mean_loss(trainer.state.log_history, output.metrics["train_loss"]),
+        "train_runtime": elapsed,
+        "duration": time.time() - started + elapsed - output.metrics["train_runtime"],
+        "ended_at": datetime.now().isoformat(sep=" ", timespec="seconds"),
+        "device": describe_device(args),
+        "versions": describe_versions(),
+    }
+    if is_main:
+        save_run(trainer, run, results, args)
+        print_results(results)
+        print(f"Saved to {folder}")
+        push_finished(args)
+    return results
+
+
+def load_data(
+    model_args: ModelArguments, data_args: DataArguments, args: VitMnistTrainingArguments
+) -> dict[str, ImageDataset | ImageStream]:
+    """The splits of the dataset, decoded by the checkpoint's processor or a new one."""
+    if model_args.model_name_or_path:
+        _, processor = load_checkpoint(model_args.model_name_or_path)
+    else:
+        processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
+    if not data_args.streaming:
+        return dict(load_images(data_args, processor))
+    datasets: dict[str, Any] = stream_images(data_args, processor)
+    return datasets | {"train": dataclasses.replace(datasets["train"], shuffle_seed=args.seed)}
+
+
+def mean_loss(log_history: list[dict], default: float) -> float:
+    """Mean training loss over the logged intervals of a run, weighted by their steps; `default` without any."""
+    logged = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    if not logged:
+        return default
+    steps, losses = zip(*logged, strict=True)
+    return float(np.average(losses, weights=np.diff((0, *steps))))
+
+
+def finished_model(trainer: VitMnistTrainer) -> VitMnistForImageClassification:
+    """The model without what training added to it: DDP, autocast, compilation, marks in its config."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    for name in ("forward", "_original_forward"):  # accelerate leaves a reference to the compiled class's method
+        model.__dict__.pop(name, None)
+    model.config.__dict__.pop("use_cache", None)
+    return plain(model)
+
+
+def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageStream]) -> dict[str, Any]:
+    """Results of the selected checkpoint on validation and test, in float32, as it is saved."""
+    trainer.model = finished_model(trainer)
+    trainer.remove_callback(EpochReportCallback)
+    state = trainer.state
+    validation = trainer.evaluate()
+    test = trainer.predict(datasets["test"], metric_key_prefix="test")
+    metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
+    best_step = state.best_global_step or state.global_step
+    return {
+        "dataset": datasets["train"].source,
+        "parameters": trainer.model.num_parameters(),
+        "epoch": state.num_train_epochs,
+        "best_epoch": round(best_step * state.num_train_epochs / state.max_steps, 2),
+        **{f"{name}_samples": len(split) for name, split in datasets.items()},
+        "eval_loss": validation["eval_loss"],
+        "eval_accuracy": validation["eval_accuracy"],
+        "test_loss": test.metrics["test_loss"],
+        **{f"test_{name}": value for name, value in metrics.items()},
+    }
+
+
+def describe_device(args: VitMnistTrainingArguments) -> str:
+    """The device in words, for the record of a run."""
+    if args.device.type == "cuda":
+        name = torch.cuda.get_device_name(args.device)
+    else:
+        name = f"{args.device.type}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    return name if args.world_size == 1 else f"{args.world_size} processes, each {name}"
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The facts that the original system printed at its end."""
+    print(f"Best accuracy: {results['eval_accuracy']:.2%} on validation, epoch {results['best_epoch']:g}")
+    print(f"Test accuracy: {results['test_accuracy']:.2%} of {results['test_samples']:,} images")
+    print(f"Ended at: {results['ended_at']}")
+    print(f"Duration: {timedelta(seconds=round(results['duration']))}")
+
+
+def save_run(trainer: VitMnistTrainer, run: dict, results: dict, args: VitMnistTrainingArguments) -> None:
+    """Write the complete checkpoint folder, and delete the training checkpoints, which are for resuming only."""
+    history = {"log_history": trainer.state.log_history}
+    records = {"history.json": history, **fill_eval_results(results), RUN_FILE: run, RESULTS_FILE: results}
+    folder = Path(args.output_dir)
+    model: Any = trainer.model
+    save_checkpoint(folder, model, trainer.processing_class, card=fill_card(run, results), records=records)
+    if not args.keep_checkpoints:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+
+def push_finished(args: VitMnistTrainingArguments) -> None:
+    """Push the output folder of a finished run if `--push_to_hub` was given. See [`push`]."""
+    if args.wants_push:
+        options = {"private": args.hub_private_repo, "allow_sample": args.push_sample_model}
+        print(f"Pushed to {push(args.output_dir, args.repo_id, args.hub_token, **options)}")

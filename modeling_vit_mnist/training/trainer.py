@@ -1,0 +1,94 @@
+"""transformers' `Trainer` for this model."""
+
+import math
+from typing import Any
+
+import torch
+import transformers
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..data.augmentation import AugmentationArguments, AugmentedDataset, AugmentedStream
+from ..data.images import ImageDataset
+from ..data.streaming import ImageStream
+from ..modeling_vit_mnist import VitMnistForImageClassification
+from .arguments import VitMnistTrainingArguments
+from .callbacks import ElapsedTimeCallback, EpochReportCallback, FisherUpdateCallback, QuietProgressCallback
+from .compiled import compiled
+from .metrics import VitMnistMetric
+from .natural_gradient import NaturalGradient
+
+FISHER_STREAM_IMAGES = 10_000  # a stream has no indices to draw from, so the Fisher matrix is measured on its first
+
+
+class VitMnistTrainer(Trainer):
+    """`Trainer` with plain Adam and the natural gradient. Two private methods are overridden for speed."""
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model=None):
+        if args.optim == "adam":
+            options = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "fused": True}
+            return torch.optim.Adam, {"lr": args.learning_rate, **options}
+        if args.optim == "natural_gradient":
+            # One group, in the order of `per_sample_gradients`.
+            params = list(model.parameters())
+            return NaturalGradient, {"params": params, "lr": args.learning_rate, "damping": args.damping}
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """As in timm, the CLS token and the position embeddings do not decay."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith(("cls_token", "pos_embed"))]
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Measured only if gradients are clipped. For the log alone it would take a tenth of a step."""
+        return super()._get_grad_norm(model, grad_norm=grad_norm) if self.args.max_grad_norm > 0 else None
+
+    def floating_point_ops(self, inputs) -> int:
+        """6 operations per weight and token. Trainer would count the parameters again at every step."""
+        if not hasattr(self, "_flops_per_image"):
+            model: Any = self.model
+            self._flops_per_image = 6 * model.num_parameters() * (1 + model.config.num_patches)
+        return self._flops_per_image * len(inputs["pixel_values"])
+
+
+def make_trainer(
+    model: VitMnistForImageClassification, datasets: dict[str, ImageDataset | ImageStream],
+    augmentation: AugmentationArguments, args: VitMnistTrainingArguments,
+) -> VitMnistTrainer:  # fmt: skip
+    """The trainer of a run, with its augmented images, metrics and callbacks."""
+    train: Any = datasets["train"]
+    num_epochs = count_epochs(args, len(train))
+    is_stream = isinstance(train, ImageStream)
+    drawn_from = train.take(FISHER_STREAM_IMAGES) if is_stream and args.optim == "natural_gradient" else train
+    if augmentation.is_on:
+        options = augmentation, args.seed, num_epochs
+        drawn_from = AugmentedDataset(drawn_from, *options) if isinstance(drawn_from, ImageDataset) else drawn_from
+        train = AugmentedStream(train, *options) if is_stream else drawn_from
+    if args.should_compile(num_epochs * len(train) / args.world_size):
+        model = compiled(model, args.per_device_train_batch_size)
+    trainer = VitMnistTrainer(
+        model=model, args=args, train_dataset=train, eval_dataset=datasets["validation"],
+        data_collator=ImageDataset.collate, processing_class=datasets["train"].processor,
+        compute_metrics=lambda output: {k: v for k, v in compute_metrics(output).items() if isinstance(v, float)},
+        callbacks=[ElapsedTimeCallback(), EpochReportCallback()],
+    )  # fmt: skip
+    if args.optim == "natural_gradient":
+        trainer.add_callback(FisherUpdateCallback(drawn_from))
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(QuietProgressCallback())
+    return trainer
+
+
+def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
+    """Epochs of a run over `num_images` images, also if `--max_steps` sets its length."""
+    if args.max_steps < 1:
+        return args.num_train_epochs
+    return args.max_steps / math.ceil(num_images / args.total_train_batch_size)
+
+
+def compute_metrics(output: transformers.EvalPrediction) -> dict[str, Any]:
+    """[`VitMnistMetric`] of logits of shape `(n, classes)` and labels `(n,)`."""
+    probabilities = torch.from_numpy(output.predictions).double().softmax(-1).numpy()
+    return VitMnistMetric(keep_in_memory=True).compute(predictions=probabilities, references=output.label_ids)

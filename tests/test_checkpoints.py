@@ -1,0 +1,277 @@
+"""Checkpoint folders: saved, loaded with and without the package, broken ones, and model cards."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from safetensors.torch import save_file
+
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
+from modeling_vit_mnist.checkpoints import card
+from modeling_vit_mnist.checkpoints.folder import CODE_FILES, draw_examples, load_checkpoint, save_checkpoint
+from modeling_vit_mnist.cli.errors import UsageError
+
+from .conftest import ROOT, SAMPLE, TINY, weights
+
+KEPT = ["vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small"]
+RESULTS = {
+    "dataset": "ylecun/mnist", "parameters": 1850, "epoch": 3, "best_epoch": 2.0, "train_samples": 55000,
+    "validation_samples": 5000, "test_samples": 10000, "eval_loss": 0.2, "eval_accuracy": 0.95, "test_loss": 0.19,
+    "test_accuracy": 0.9512, "test_macro_f1": 0.95, "test_per_class_accuracy": [0.9] * 9 + [None],
+    "test_confusion_matrix": [[0] * 10] * 10, "test_expected_calibration_error": 0.01, "train_loss": 0.3,
+    "train_runtime": 60.0, "duration": 70.0, "ended_at": "2026-01-01 00:00:00", "device": "cpu, 2 threads",
+    "versions": {"torch": "2.13.0"},
+}  # fmt: skip
+
+
+def save_new(folder) -> torch.Tensor:
+    """Save a new network as a complete checkpoint. Returns its logits for an image of ones."""
+    torch.manual_seed(0)
+    model = VitMnistForImageClassification(VitMnistConfig()).eval()
+    save_checkpoint(folder, model, VitMnistImageProcessor(), card="# card", records={"all_results.json": {}})
+    return model(torch.ones(1, 1, 28, 28)).logits.detach()
+
+
+def describe(folder) -> dict:
+    """The content of `run.json` for the network in a folder."""
+    config = json.loads((folder / "config.json").read_text())
+    return {"model": config, "data": {"source": "ylecun/mnist"}, "training": {"seed": 0}}
+
+
+def add_records(folder) -> None:
+    """Add the records and the card of a finished run to a checkpoint."""
+    (folder / "run.json").write_text(json.dumps(describe(folder)))
+    (folder / "all_results.json").write_text(json.dumps(RESULTS))
+    card.renew(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A complete checkpoint, and the logits of its model for an image of ones."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "vit-mnist.v1"
+    return folder, save_new(folder)
+
+
+@pytest.fixture
+def finished(saved, tmp_path):
+    """A checkpoint with the records of a finished run."""
+    folder = shutil.copytree(saved[0], tmp_path / "run")
+    add_records(folder)
+    return folder
+
+
+# Loads everything in `folder` by the Auto classes.
+LOAD_ALL = """
+folder, options = {folder!r}, {options}
+config = AutoConfig.from_pretrained(folder, **options)
+encoder = AutoModel.from_pretrained(folder, **options)
+model = AutoModelForImageClassification.from_pretrained(folder, **options)
+processor = AutoImageProcessor.from_pretrained(folder, **options)
+assert config.model_type == "vit_mnist" and config.id2label[7] == "7"
+assert type(encoder).__name__ == "VitMnistModel" and type(model).__name__ == "VitMnistForImageClassification"
+assert type(processor).__name__ == "VitMnistImageProcessor"
+assert processor(torch.zeros(28, 28), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)
+torch.testing.assert_close(model(torch.ones(1, 1, 28, 28)).logits, torch.tensor({logits}))
+assert encoder(torch.ones(1, 1, 28, 28)).pooler_output.shape == (1, 8)
+print("loaded", type(model).__module__)
+"""
+SETUP = """
+import sys, torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.image_processing_backends import PilBackend
+before = set(sys.modules)
+"""
+
+
+def run_python(code: str, folder, env=None) -> str:
+    """The output of a program in a fresh process."""
+    command = [sys.executable, "-c", SETUP + code]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def snippets_of_the_card(folder) -> list[str]:
+    """The card's two programs: with the package, and without it."""
+    shutil.copy(TINY / "digit-7.png", folder / "digit.png")
+    readme = (TINY / "README.md").read_text().replace("path/or/hub-id", str(TINY))
+    return re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+
+
+def test_with_the_package(saved, tmp_path):
+    """Importing it is cheap, checkpoints load without a flag, and the card's program runs."""
+    folder, logits = saved
+    load_all = LOAD_ALL.format(folder=str(folder), options={}, logits=logits.tolist())
+    code = f"""
+sys.path.insert(0, {str(ROOT)!r})
+import modeling_vit_mnist
+heavy = {{"datasets", "evaluate", "matplotlib", "sklearn", "pandas", "accelerate"}}
+print("heavy:", *heavy & set(sys.modules) - before)
+{load_all}
+{snippets_of_the_card(tmp_path)[0]}
+print(type(model), type(processor))
+"""
+    heavy, loaded, classes = run_python(code, tmp_path).splitlines()
+    assert heavy == "heavy:" and loaded == "loaded modeling_vit_mnist.modeling_vit_mnist"
+    assert "modeling_vit_mnist.VitMnistForImageClassification" in classes and "VitMnistImageProcessor" in classes
+
+
+def test_without_the_package(saved, tmp_path):
+    """Checkpoints load by `trust_remote_code`, can be saved again completely, and the card's program runs."""
+    folder, logits = saved
+    again = tmp_path / "again"
+    load_all = LOAD_ALL.format(folder=str(folder), options={"trust_remote_code": True}, logits=logits.tolist())
+    snippet = snippets_of_the_card(tmp_path)[1].replace("classify(", "print(classify(")
+    code = f"""
+sys.modules["modeling_vit_mnist"] = None  # importing it now fails
+{load_all}
+model.save_pretrained({str(again)!r})
+processor.save_pretrained({str(again)!r})
+{snippet.replace('"digit.png")', '"digit.png"))')}
+"""
+    loaded, answer = run_python(code, tmp_path).splitlines()
+    assert loaded.startswith("loaded transformers_modules.")
+    assert answer.startswith("[{'label': '7', 'score': 0.99")
+    files = {"model.safetensors", "config.json", "preprocessor_config.json", *CODE_FILES}
+    assert {path.name for path in again.iterdir()} >= files
+    maps = [json.loads((path / "config.json").read_text())["auto_map"] for path in (folder, again)]
+    assert maps[0] == maps[1] and len(maps[0]) == 4
+
+
+def without_norm(state: dict) -> dict:
+    return {name: tensor for name, tensor in state.items() if name != "vit.norm.weight"}
+
+
+UNREADABLE = "Cannot read the checkpoint in"
+MISMATCH = "do not match this model: "
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model.safetensors", None, "holds no weights: model.safetensors is missing"),
+        ("config.json", None, "holds no checkpoint: config.json is missing"),
+        ("config.json", b'{"model_type": "bert"}', "holds a model of type 'bert', not 'vit_mnist'"),
+        ("config.json", b'{"model_type": ', UNREADABLE),
+        ("model.safetensors", (20_000).to_bytes(8, "little") + b"{", UNREADABLE),
+        ("model.safetensors", lambda state: {"a": torch.zeros(1)}, MISMATCH + ".* and 31 more are missing"),
+        ("model.safetensors", without_norm, MISMATCH + "vit.norm.weight is missing"),
+        ("model.safetensors", lambda state: state | {"head.weight": torch.zeros(26, 8)}, UNREADABLE),
+    ],
+)
+def test_broken_checkpoints_give_a_one_line_error(saved, tmp_path, file, change, message, run_script):
+    folder = shutil.copytree(saved[0], tmp_path / "broken")
+    if callable(change):
+        save_file(change(weights(folder)), folder / file, metadata={"format": "pt"})
+    elif change is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(change)
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(folder)
+    for images in ([], ["--image", saved[0] / "digit-7.png"]):
+        done = run_script("run_inference.py", "--model", folder, *images)
+        assert done.code == 2
+        assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_checkpoints_are_complete_and_current(name, tmp_path):
+    """Code, card and results are what `card.renew` writes, and the model reads the digits of its widget."""
+    folder, again = ROOT / name, shutil.copytree(ROOT / name, tmp_path / name)
+    card.renew(again)
+    for path in again.rglob("*"):
+        file = path.relative_to(again)
+        if path.is_file() and path.suffix != ".png":
+            current = (folder / file).is_file() and (folder / file).read_bytes() == path.read_bytes()
+            assert current, f"{name}/{file} is out of date: run checkpoints.card.renew({name!r})"
+    assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
+    assert {path.name for path in folder.glob("*.py")} == set(CODE_FILES)
+
+    model, processor = load_checkpoint(folder)
+    assert model.num_parameters() == (58_402 if name == "vit-mnist-small" else 1850)
+    results = json.loads((folder / "all_results.json").read_text())
+    assert results["dataset"] == "ylecun/mnist" and results["test_samples"] == 10_000
+    readme = ModelCard.load(folder / "README.md")
+    assert f"**{100 * results['test_accuracy']:.2f} %**" in readme.text
+    (entry,) = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "mnist.yaml").read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.date) == ("ylecun/mnist", "mnist", results["ended_at"][:10])
+    assert entry.value == readme.data.eval_results[0].metric_value == round(results["test_accuracy"], 4)
+    assert len(readme.data.widget) == 3
+    for example in readme.data.widget:
+        label = model(**processor(str(folder / example["src"]), return_tensors="pt")).logits.argmax().item()
+        assert example == {"src": f"digit-{label}.png", "example_title": f"A drawn {label}"}
+
+
+def test_renew_replaces_code_and_card_only(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    for name in ("README.md", "modeling_vit_mnist.py", "digit-7.png", ".eval_results/mnist.yaml"):
+        (finished / name).unlink()
+    (finished / "configuration_vit_mnist.py").write_text("outdated")
+    card.renew(finished)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_card_is_filled_and_its_metadata_complete(saved):
+    _, header, body = card.fill_card(describe(saved[0]), RESULTS).split("---\n", 2)
+    data = yaml.safe_load(header)
+    kind = (data["pipeline_tag"], data["library_name"], data["license"])
+    assert kind == ("image-classification", "transformers", "mit")
+    assert data["datasets"] == ["ylecun/mnist"] and "accuracy" in data["metrics"]
+    measured = data["model-index"][0]["results"][0]
+    assert measured["dataset"]["split"] == "test" and measured["metrics"][0]["value"] == 0.9512
+    assert "95.12" in body and "1,850" in body
+    assert not re.search(r"\{\{|\}\}|\{%|None|Undefined", body)
+
+
+def test_card_of_other_classes_has_no_widget(saved, tmp_path):
+    run = describe(saved[0])
+    run["model"]["id2label"] = {"0": "cat", "1": "dog"}
+    assert ModelCard(card.fill_card(run, RESULTS)).data.get("widget") is None
+    draw_examples(tmp_path, ["cat", "dog"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_measurements_enter_the_card(finished, tmp_path):
+    with pytest.raises(UsageError, match="holds no finished run"):
+        card.add_measurement(tmp_path, "seeds", {})
+    assert not (tmp_path / "seeds.json").exists()
+    (finished / ".eval_results" / "mnist.yaml").unlink()
+    seeds = {"n": 5, "test_mean": 96.5, "test_std": 0.25, "test_lowest": 96.1, "test_highest": 96.8}
+    card.add_measurement(finished, "seeds", seeds)
+    card.add_measurement(finished, "robustness", {"accuracy": {"blur": {"1 pixel": 0.912, "2 pixels": 0.5}}})
+    readme = " ".join((finished / "README.md").read_text().split())
+    assert "over 5 seeds" in readme and "96.50 ± 0.25 %" in readme
+    assert "| blur | 1 pixel: 91.2 | 2 pixels: 50.0 |" in readme
+    assert json.loads((finished / "seeds.json").read_text()) == seeds
+    (entry,) = yaml.safe_load((finished / ".eval_results" / "mnist.yaml").read_text())
+    assert entry == {
+        "dataset": {"id": "ylecun/mnist", "task_id": "mnist"}, "value": 0.9512, "date": "2026-01-01",
+        "notes": "accuracy on the 10,000 images of the test split",
+    }  # fmt: skip
+
+
+SAMPLE_NOTE = re.compile(r"> \*\*Trained on the (bundled|kept) .*sample")
+
+
+def test_card_of_the_bundled_sample_names_it(saved):
+    results = RESULTS | {"dataset": SAMPLE.name}
+    text = card.fill_card(describe(saved[0]), results)
+    assert SAMPLE_NOTE.search(text) and "datasets" not in yaml.safe_load(text.split("---\n", 2)[1])
+    assert card.fill_eval_results(results) == {}
+
+
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "them/fashion_mnist"])
+def test_card_of_other_images_does_not_mention_digits(saved, dataset):
+    """A folder that is neither MNIST nor the sample, and a Hub id that is not MNIST's."""
+    text = card.fill_card(describe(saved[0]), RESULTS | {"dataset": dataset})
+    assert not SAMPLE_NOTE.search(text) and "handwritten" not in text and "name: MNIST" not in text
+    assert f"images of {dataset}" in " ".join(text.split())
+    limits = text.partition("## Limits")[2]
+    assert f"images like those of {dataset}" in limits and "digit" not in limits and "MNIST" not in limits

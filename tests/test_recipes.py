@@ -1,0 +1,216 @@
+"""Recipes and flags of `train`: values, inheritance, help, and messages on wrong usage."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from modeling_vit_mnist.cli.arguments import RENAMED
+from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.training.arguments import parse_arguments
+from modeling_vit_mnist.training.initialization import build_model
+from modeling_vit_mnist.training.train import train
+from modeling_vit_mnist.training.trainer import VitMnistTrainer
+
+from .conftest import QUICK, ROOT, arguments
+
+CONFIGS = ROOT / "configs"
+TINY_WARPS = {"max_translate": 1, "max_rotation": 8, "max_scale_jitter": 0.08, "max_shear": 6, "augment_until": 0.9}
+SHARED = {
+    "image_size": 28, "patch_size": 7, "initializer": "xavier_uniform", "attn_implementation": "eager",
+    "lr_scheduler_type": "cosine_warmup_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}, "max_grad_norm": 0,
+    "per_device_eval_batch_size": 1000, "seed": 0, "logging_strategy": "epoch", "load_best_model_at_end": True,
+    "save_total_limit": 2, "dataloader_pin_memory": False, "dataloader_drop_last": False, "report_to": [],
+    "logging_nan_inf_filter": False, "ddp_find_unused_parameters": False, "remove_unused_columns": False,
+}  # fmt: skip
+NARROW = {
+    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+    "initializer_range": 0.5, "whiten_patches": True, "per_device_train_batch_size": 256, "bf16": False,
+    "metric_for_best_model": "accuracy", "greater_is_better": True, "weight_decay": 0, "elastic_std": 0,
+}  # fmt: skip
+NATURAL = NARROW | {
+    "optim": "natural_gradient", "learning_rate": 0.05, "damping": 0.01, "final_damping": 0.0005,
+    "fisher_update_interval": 200, "fisher_batch_size": 2048, "warmup_steps": 215, "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+}  # fmt: skip
+RECIPES = {
+    "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80},
+    "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200},
+    "fast": NATURAL | {
+        "max_translate": 0.7, "max_rotation": 5, "max_scale_jitter": 0.05, "max_shear": 4, "augment_until": 0.8,
+        "num_train_epochs": 20, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 0.1,
+        "save_steps": 0.1,
+    },
+    "adam": NARROW | {
+        "optim": "adam", "learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.99, "warmup_steps": 0.15,
+        "num_train_epochs": 105, "eval_strategy": "epoch", "max_translate": 0, "max_rotation": 0, "max_shear": 0,
+    },
+    "small": {
+        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 88,
+        "initializer_range": 0.2, "whiten_patches": False, "max_translate": 2, "max_rotation": 12,
+        "max_scale_jitter": 0.12, "max_shear": 8, "elastic_std": 1, "augment_until": 0.92,
+        "optim": "adamw_torch_fused", "learning_rate": 0.003, "adam_beta2": 0.99, "weight_decay": 0.05,
+        "warmup_steps": 0.1, "num_train_epochs": 200, "per_device_train_batch_size": 128, "bf16": True,
+        "metric_for_best_model": "loss", "greater_is_better": False, "eval_strategy": "epoch",
+    },
+}  # fmt: skip
+
+
+def training_arguments(*argv):
+    return parse_arguments([*map(str, argv)])[-1]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a recipe, and return its path."""
+
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_values_of_recipes(name):
+    model_args, _, augmentation, args = parse_arguments(["--recipe", str(CONFIGS / f"{name}.yaml")])
+    model = build_model(model_args, [str(digit) for digit in range(10)])
+    assert model.num_parameters() == (58_402 if name == "small" else 1850)
+    values = vars(model_args) | vars(augmentation) | vars(args)
+    values |= {name: value for name, value in vars(model.config).items() if name in values}
+    expected = SHARED | RECIPES[name] | {"output_dir": f"outputs/vit-mnist-{name}"}
+    assert {key: values[key] for key in expected} == expected
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(RECIPES)
+
+
+def test_the_default_recipe_is_tiny_and_flags_win(write):
+    args = training_arguments()
+    assert (args.learning_rate, args.optim, args.output_dir) == (0.05, "natural_gradient", "outputs/vit-mnist-tiny")
+    args = training_arguments("--learning_rate=0.5", "--optim=adamw_torch", "--lr_scheduler_kwargs", '{"min_lr": 0}')
+    assert (args.learning_rate, args.optim, args.lr_scheduler_kwargs) == (0.5, "adamw_torch", {"min_lr": 0})
+    mine = write("mine.json", '{"output_dir": "x", "hidden_size": 16, "learning_rate": 1e-3, "qkv_bias": false}')
+    model_args, *_, args = parse_arguments(["--recipe", str(mine), "--seed", "3"])
+    assert (model_args.hidden_size, model_args.qkv_bias, args.learning_rate, args.seed) == (16, False, 1e-3, 3)
+
+
+def test_a_recipe_inherits_from_its_base(write):
+    write("base.yaml", "learning_rate: 0.1\nseed: 5\nlr_scheduler_type: cosine_with_min_lr\n"
+          "lr_scheduler_kwargs: {min_lr: 0.01}\n")  # fmt: skip
+    write("middle.yaml", "base: base.yaml\nlearning_rate: 0.2\nnum_train_epochs: 7\n")
+    args = training_arguments("--recipe", write("top.yaml", "base: middle.yaml\nnum_train_epochs: 8\n"))
+    assert (args.learning_rate, args.seed, args.num_train_epochs) == (0.2, 5, 8)
+    assert args.lr_scheduler_kwargs == {"min_lr": 0.01}
+    # Another schedule does without the options of the base's.
+    args = training_arguments("--recipe", write("top.yaml", "base: middle.yaml\nlr_scheduler_type: linear\n"))
+    assert args.lr_scheduler_type == "linear" and not args.lr_scheduler_kwargs
+
+
+def test_values_are_those_of_yaml_1_2(write):
+    text = "compile_training: no\nbf16: off\nload_best_model_at_end: yes\nlearning_rate: 1e-5\n"
+    args = training_arguments("--recipe", write("mine.yaml", text))
+    assert args.compile_training == "no" and args.bf16 is False and args.load_best_model_at_end is True
+    assert args.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(("kind", "end"), [("linear", 0), ("cosine", 0), ("constant", 0.05)])
+@pytest.mark.parametrize("recipe", ["tiny", "small"])
+def test_another_schedule_drops_the_options_of_the_recipes(recipe, kind, end, tmp_path):
+    recipe = f"--recipe={CONFIGS / f'{recipe}.yaml'}"
+    args = training_arguments(recipe, f"--output_dir={tmp_path}", "--warmup_steps=0", f"--lr_scheduler_type={kind}")
+    trainer = VitMnistTrainer(model=torch.nn.Linear(1, 1), args=args, eval_dataset=[0])
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.05)
+    scheduler = trainer.create_scheduler(10, optimizer)
+    rates = []
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[-1] == pytest.approx(end) and (kind != "linear" or rates[4] == pytest.approx(0.025))
+
+
+def test_another_metric_selects_by_its_own_direction(tmp_path):
+    """The loss of small.yaml has to fall, an accuracy has to rise."""
+    flags = [f"--recipe={CONFIGS / 'small.yaml'}", "--metric_for_best_model=accuracy", "--num_train_epochs=3"]
+    results = train(*arguments(tmp_path, *flags, "--hidden_size=8", "--bf16=False", "--learning_rate=0.02"))
+    history = json.loads((tmp_path / "history.json").read_text())["log_history"]
+    accuracies = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
+    assert len(set(accuracies)) > 1 and results["eval_accuracy"] == max(accuracies)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_names_are_answered_with_the_new_ones(old, new, write):
+    with pytest.raises(UsageError, match=f"Unknown flag --{old}: its name is now {new}."):
+        training_arguments(f"--{old}=1")
+    with pytest.raises(UsageError, match=f"Unknown key in mine.yaml: {old}: its name is now {new}."):
+        training_arguments("--recipe", write("mine.yaml", f"{old}: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ([], {"learning_rate": "0.05", "hidden_size": "8", "max_rotation": "8", "optim": "natural_gradient"}),
+        (["--recipe=configs/adam.yaml"], {"learning_rate": "0.02", "whiten_patches": "True", "max_rotation": "0.0"}),
+        (["--recipe=configs/small.yaml"], {"learning_rate": "0.003", "hidden_size": "48", "seed": "0"}),
+    ],
+)
+def test_help_is_short_and_shows_the_recipes_values(argv, shown, run_script):
+    done = run_script("run_train.py", "--help", *argv)
+    assert done.code == 0 and len(done.out.splitlines()) < 120
+    for name, value in shown.items():
+        assert re.search(rf"--{name} {value} ", done.out), name
+    assert "torch_compile_backend" not in done.out
+
+
+def test_help_all_lists_the_flags_of_transformers(run_script):
+    done = run_script("run_train.py", "--help-all")
+    assert done.code == 0 and {"--torch_compile_backend", "--elastic_std", "--recipe"} <= set(done.out.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--learning_rat", "1"], "Unknown flag --learning_rat: did you mean learning_rate"),
+        (["--learning_rate", "fast"], "learning-rate: invalid float value: 'fast'"),
+        (["stray"], "Unexpected argument 'stray'"),
+        (["--num_train_epochs", "0"], "--num_train_epochs must be positive, got 0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be positive, got 0"),
+        (["--optim", "adm"], "adm"),
+        (["--recipe", "/nowhere.yaml"], "Cannot read the recipe /nowhere.yaml"),
+        (["--hidden_size", "9"], "2 heads for a width of 9"),
+        (["--hidden_act", "gleu"], "got 'gleu'"),
+        (["--output_dir", "/dev/null/x"], "Cannot write to the folder /dev/null/x"),
+        (["--dataset_name", "/nowhere"], "No dataset folder '/nowhere'"),
+        (["--model_name_or_path", "/nowhere"], "No checkpoint folder '/nowhere'"),
+        (
+            ["--model_name_or_path", str(ROOT / "vit-mnist-small"), "--hidden_size=8"],
+            "--hidden_size 8 does not match the checkpoint .*vit-mnist-small, which has 48",
+        ),
+        (["--push_to_hub"], "Refusing to push: this run uses the bundled 5,000-image sample"),
+        (["--resume_from_checkpoint", "/nowhere"], "not a complete checkpoint: config.json is missing"),
+    ],
+)
+def test_wrong_usage_gets_one_line_and_exit_code_2(argv, says, tmp_path, run_script):
+    done = run_script("run_train.py", *QUICK, f"--output_dir={tmp_path / 'run'}", *argv)
+    assert done.code == 2
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.err
+    assert re.search(says, lines[0]), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learning_rat: 1", r"Unknown key in bad.yaml: learning_rat: did you mean learning_rate\?"),
+        ("- a\n- b", "must hold lines of 'name: value', got list"),
+        ("a: [", "Cannot read the recipe .*bad.yaml"),
+        ("learning_rate: fast", "invalid float value"),
+        ("base: bad.yaml", "bad.yaml has itself as a base"),
+        ("base: other.yaml", "bad.yaml has itself as a base"),
+        ("base: missing.yaml", "Cannot read the recipe .*missing.yaml"),
+    ],
+)
+def test_wrong_recipes_are_named(text, says, write):
+    write("other.yaml", "base: bad.yaml")
+    with pytest.raises(UsageError, match=says):
+        training_arguments("--recipe", write("bad.yaml", text), "--output_dir=x")

@@ -1,0 +1,133 @@
+"""From any image to a grayscale image framed as MNIST's are. Needs Pillow and NumPy only. Travels with every
+checkpoint, so it imports nothing else of this package."""
+
+import numpy as np
+import PIL.Image
+
+# MNIST's digits were scaled into 20x20 of the 28x28 pixels.
+MNIST_BOX = 20 / 28
+
+
+def channel_axis(array: np.ndarray) -> int | None:
+    """Axis of the color channels of a 3-dimensional array; `None` for a batch of grayscale images."""
+    if array.shape[0] in (1, 3):
+        return 0
+    return 2 if array.shape[2] in (1, 3, 4) else None
+
+
+def to_grayscale(image: PIL.Image.Image | np.ndarray, background: int) -> np.ndarray:
+    """One image in grayscale, of shape `(height, width)`: uint8, or float32 in [0, 1] for floats.
+
+    Args:
+        image: A PIL image of any mode, or an array of shape HW, HW1, 1HW, HW3, 3HW or HW4 (RGBA).
+        background (`int`): Gray level, 0 to 255, behind transparent pixels.
+
+    Raises:
+        ValueError: an array of another shape, or values out of range.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return _gray_from_pil(image, background)
+    return _gray_from_array(image, background)
+
+
+def _gray_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return _eight_bits(np.asarray(image), sixteen=True)
+    if image.mode in ("I", "F"):
+        return _gray_from_array(np.asarray(image), background)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        paper = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
+        image = PIL.Image.alpha_composite(paper, image.convert("RGBA"))
+    if image.mode not in ("1", "L"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"))
+
+
+def _gray_from_array(array: np.ndarray, background: int) -> np.ndarray:
+    axis = channel_axis(array) if array.ndim == 3 else None
+    if array.ndim not in (2, 3) or (array.ndim == 3 and axis is None) or 0 in array.shape:
+        raise ValueError(f"An image must have shape HW, HW1, 1HW, HW3, 3HW or HW4, got {array.shape}.")
+    if axis is not None:
+        array = np.moveaxis(array, axis, -1)
+    if not np.issubdtype(array.dtype, np.floating):
+        array = _eight_bits(array)
+        if array.ndim == 3 and array.shape[-1] == 1:
+            array = array[..., 0]
+        return array if array.ndim == 2 else _gray_from_pil(PIL.Image.fromarray(array), background)
+
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise ValueError(f"Float images must lie in [0, 1], got values from {low:g} to {high:g}.")
+    array = array.astype(np.float32)
+    if array.ndim == 2:
+        return array
+    if array.shape[-1] == 4:
+        alpha = array[..., 3:]
+        array = array[..., :3] * alpha + np.float32(background / 255) * (1 - alpha)
+    if array.shape[-1] == 1:
+        return array[..., 0]
+    return np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)
+
+
+def _eight_bits(array: np.ndarray, sixteen: bool = False) -> np.ndarray:
+    """Integers as uint8. Values above 255, or all if `sixteen`, count as 16-bit."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array * np.uint8(255)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"Integer images must lie in 0 to 255 (or 65535 for 16 bits), got {low} to {high}.")
+    return np.round(array / 257).astype(np.uint8) if sixteen or high > 255 else array.astype(np.uint8)
+
+
+def frame_image(
+    image: np.ndarray, shape: tuple[int, int], resample: int | None, do_invert: bool | str | None,
+    do_center: bool | None, do_resize: bool | None = True,
+) -> np.ndarray:  # fmt: skip
+    """Invert, then center or resize to `shape`, one grayscale image of shape `(height, width)`: uint8, or float32 in
+    [0, 1]. The other arguments are those of [`VitMnistImageProcessor`]. The dtype is unchanged."""
+    if do_invert is True or (do_invert == "auto" and _is_dark_on_light(image)):
+        image = (255 if image.dtype == np.uint8 else np.float32(1)) - image
+    if do_center:
+        return _center_as_mnist(image, shape, resample)
+    return _resize(image, shape, resample) if do_resize and image.shape != shape else image
+
+
+def _border(image: np.ndarray) -> np.ndarray:
+    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+
+
+def _is_dark_on_light(image: np.ndarray) -> bool:
+    low, high = float(image.min()), float(image.max())
+    return low < high and float(np.median(_border(image))) > (low + high) / 2
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int], resample: int | None) -> np.ndarray:
+    resized = np.asarray(PIL.Image.fromarray(image).resize(shape[::-1], resample))
+    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, 1)
+
+
+def _center_as_mnist(image: np.ndarray, shape: tuple[int, int], resample: int | None) -> np.ndarray:
+    # The border shows the paper and its noise. In a clean drawing the noise is zero, and every gray pixel is ink.
+    paper, bright = np.percentile(_border(image), [50, 95]).astype(np.float32)
+    ink = np.where(image > paper + 3 * (bright - paper), image - paper, 0).astype(image.dtype)
+    canvas = np.zeros(shape, image.dtype)
+    rows, columns = np.nonzero(ink)
+    if rows.size == 0:
+        return canvas
+    ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    scale = min(shape) * MNIST_BOX / max(ink.shape)
+    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    ink = _resize(ink, (height, width), resample)
+    if not ink.any():  # a hairline can vanish when it is shrunk
+        return canvas
+
+    mass = ink.astype(np.float64)
+    center = (np.arange(height) @ mass.sum(1) / mass.sum(), np.arange(width) @ mass.sum(0) / mass.sum())
+    top, left = (
+        int(np.clip(round(side / 2 - middle), 0, side - extent))
+        for side, middle, extent in zip(shape, center, (height, width), strict=True)
+    )
+    canvas[top : top + height, left : left + width] = ink
+    return canvas
