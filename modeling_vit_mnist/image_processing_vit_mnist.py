@@ -51,7 +51,8 @@ class VitMnistImageProcessor(PilBackend):
         do_invert (`bool` or `"auto"`, defaults to `False`): Invert the image. `"auto"` inverts an image whose border
             has a median brighter than the middle of the image's range: dark ink on light paper.
         do_center (`bool`, defaults to `False`): Frame the digit as MNIST does: scale the bounding box of the ink into
-            20x20, keeping its aspect, and place its center of mass at the center of 28x28. A blank image stays blank.
+            20x20, keeping its aspect, and place its center of mass at the center of 28x28, whatever `do_resize` says.
+            A blank image stays blank.
         background (`int`, defaults to 255, white): Gray level behind transparent pixels.
 
     Raises:
@@ -70,7 +71,7 @@ class VitMnistImageProcessor(PilBackend):
     do_normalize = True
     image_mean = [0.1307]
     image_std = [0.3081]
-    do_invert = False
+    do_invert: bool | str = False
     do_center = False
     background = 255
 

@@ -116,7 +116,9 @@ def test_push_repeats_after_temporary_failures(finished, server, monkeypatch, fa
 @pytest.mark.parametrize(("failure", "reason"), [(500, "the Hub answered 500"), ("cut", "disconnected|reset|closed")])
 def test_after_a_lasting_failure_the_push_can_be_repeated(finished, server, failure, reason):
     server.failures += [("repos/create", failure)] * 3
-    with pytest.raises(ConnectionError, match=rf"(?s)me/vit-mnist failed: .*({reason}).*complete in .*run: the same"):
+    with pytest.raises(
+        ConnectionError, match=rf"(?s)me/vit-mnist failed: .*({reason}).*The checkpoint in .*run is complete"
+    ):
         push(finished, "me/vit-mnist")
     assert server.waits == list(RETRY_WAITS) and not server.repositories
     push(finished, "me/vit-mnist")
@@ -142,7 +144,7 @@ def test_a_namespace_of_others_is_refused(finished, server, exists):
 
 
 def test_offline_push_names_the_setting(finished):
-    with pytest.raises(ConnectionError, match=r"me/vit-mnist failed: .*HF_HUB_OFFLINE.*\. The checkpoint is complete"):
+    with pytest.raises(ConnectionError, match=r"me/vit-mnist failed: .*HF_HUB_OFFLINE.*\. The checkpoint in .* is complete"):
         push(finished, "me/vit-mnist")
 
 
@@ -189,7 +191,7 @@ def test_the_same_command_pushes_a_finished_run(server, tmp_path, run_script):
     ]  # fmt: skip
     server.failures += [("repos/create", 500)] * 3
     done = run_script(*command, "--push_to_hub")
-    assert done.code == 1 and f"complete in {tmp_path / 'run'}" in done.err.splitlines()[-1], done.err
+    assert done.code == 1 and f"in {tmp_path / 'run'} is complete" in done.err.splitlines()[-1], done.err
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     done = run_script(*command, "--push_to_hub", "--hub_token", "hf_expired")
     assert done.code == 2 and "(401)" in done.err.splitlines()[-1] and "hf_expired" not in done.out + done.err

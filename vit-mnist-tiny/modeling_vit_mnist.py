@@ -128,8 +128,8 @@ class VitMnistBlock(GradientCheckpointingLayer):
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether a hook reads what passes through one of the modules. Those that transformers sets to record outputs do
     not count, as it never removes them."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = (hook for module in modules for kind in kinds for hook in getattr(module, kind).values())
+    kinds = ((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in modules)
+    hooks = (hook for module_hooks in kinds for hooks_of_kind in module_hooks for hook in hooks_of_kind.values())
     return any(getattr(hook, "__module__", None) != capture_outputs.__module__ for hook in hooks)
 
 

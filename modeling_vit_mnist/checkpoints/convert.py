@@ -1,4 +1,4 @@
-"""A checkpoint as transformers' own ViT, as a timm model, and back. No weight changes its bits."""
+"""A checkpoint as transformers' own ViT, as a timm model, and back. Exports keep the bits of all weights."""
 
 import json
 import math

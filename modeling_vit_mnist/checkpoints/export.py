@@ -31,7 +31,9 @@ class ExportArguments:
     format: str = field(metadata={"help": FORMAT_HELP, "choices": [*FORMATS, "import"]})
     output: str = field(metadata={"help": "Folder to write. It must be empty or not exist."})
     model: str = arg(str(DEFAULT_MODEL), "Checkpoint folder, Hub id, or, for import, a file or folder.")
-    num_attention_heads: int = arg(VitMnistConfig.num_attention_heads, "For the import of a file.")
+    num_attention_heads: int = arg(
+        VitMnistConfig.num_attention_heads, "Heads of the imported network. Weight files do not record them."
+    )
 
 
 def run_export(args: ExportArguments) -> None:

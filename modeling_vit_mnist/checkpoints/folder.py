@@ -79,8 +79,9 @@ def load_checkpoint(
     except (SafetensorError, huggingface_hub.errors.StrictDataclassError, RuntimeError, ValueError) as error:
         raise UsageError(f"Cannot read the checkpoint in {name}: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
-        raise UsageError(f"The weights in {name} do not match this model: {missing[0]}{more}.")
+        raise UsageError(
+            f"The weights in {name} do not match this model: {len(missing)} missing, such as {missing[0]}."
+        )
     return model, processor
 
 

@@ -30,8 +30,8 @@ def push(
     """Upload a complete checkpoint folder in one commit. Creates the repository, `name` or `namespace/name`, if need
     be. Pushing an unchanged folder commits nothing. Returns the address of the repository.
 
-    `token` defaults to that of `hf auth login` or `HF_TOKEN`, `private`, for a new repository, to that of the
-    namespace. `allow_sample` allows a model trained on the bundled sample.
+    `token` defaults to that of `hf auth login` or `HF_TOKEN`. `private` applies to new repositories, by default as the
+    namespace is set. `allow_sample` allows a model trained on the bundled sample.
 
     Raises:
         UsageError: no complete checkpoint, a model of the bundled sample, an impossible name, a card that the Hub
@@ -94,14 +94,13 @@ def _is_temporary(error: Exception) -> bool:
 
 def _explain(error: Exception, folder: Path, repo_id: str) -> Exception:
     """The error for the user: a [`UsageError`] if the user can correct it."""
-    safe = f"The checkpoint is complete in {folder}: the same command pushes it."
+    safe = f"The checkpoint in {folder} is complete. To retry, run the same command."
     advice = {
         401: "needs a valid token (401): run `hf auth login` or pass --hub_token",
         403: "is forbidden (403): pass a repository of yours as --hub_model_id, or a token that may write there",
     }.get(_status(error) or 0)
-    if advice:
-        return UsageError(f"Pushing to {repo_id} {advice}. {safe}")
-    return ConnectionError(f"Pushing to {repo_id} failed: {_reason(error)}. {safe}")
+    failure = ConnectionError(f"Pushing to {repo_id} failed: {_reason(error)}. {safe}")
+    return UsageError(f"Pushing to {repo_id} {advice}. {safe}") if advice else failure
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Dataclasses filled from flags and recipes: unknown names are refused, and the nearest known name is shown."""
 
+import argparse
 import difflib
 import json
 import textwrap
@@ -16,18 +17,13 @@ from .errors import UsageError
 
 # Old names of flags.
 RENAMED = {
-    "warp": "elastic_std",
-    "max_shift": "max_translate",
-    "max_scale": "max_scale_jitter",
-    "fisher_steps": "fisher_update_interval",
-    "fisher_images": "fisher_batch_size",
-}
+    "warp": "elastic_std", "max_shift": "max_translate", "max_scale": "max_scale_jitter",
+    "fisher_steps": "fisher_update_interval", "fisher_images": "fisher_batch_size",
+}  # fmt: skip
 # Settings that have a meaning only for one value of another setting. Overriding the latter drops the former.
 BELONGS_TO = {
-    "lr_scheduler_kwargs": "lr_scheduler_type",
-    "optim_args": "optim",
-    "greater_is_better": "metric_for_best_model",
-}
+    "lr_scheduler_kwargs": "lr_scheduler_type", "optim_args": "optim", "greater_is_better": "metric_for_best_model",
+}  # fmt: skip
 
 
 def arg(default: Any = None, help: str = "", **metadata) -> Any:
@@ -43,6 +39,12 @@ def parse_bool(text: str) -> bool:
     return string_to_bool({"on": "yes", "off": "no"}.get(text.lower(), text))
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        says_so = action.default in (None, []) or "Default:" in (action.help or "")
+        return action.help if says_so else super()._get_help_string(action)
+
+
 class RecipeParser(HfArgumentParser):
     """`HfArgumentParser` that reads recipes, accepts no abbreviated flags and raises [`UsageError`].
 
@@ -50,7 +52,7 @@ class RecipeParser(HfArgumentParser):
     folder, that it changes."""
 
     def __init__(self, dataclass_types, **kwargs):
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_Formatter, **kwargs)
         for action in self._actions:
             if action.type is string_to_bool:
                 action.type = parse_bool
@@ -96,14 +98,15 @@ class RecipeParser(HfArgumentParser):
         return self._without_overridden(inherited, recipe) | recipe
 
     def print_summary(self, groups: Mapping[str, Iterable[str]], values: Mapping[str, Any]) -> None:
-        """Print one line for each flag in `groups` (title to names): name, value, first sentence of its help."""
+        """Print each flag in `groups` (title to names): name, value, and its help or, if that is long, the start."""
         for title, names in groups.items():
             print(f"\n{title}")
             for name in names:
                 value = values.get(name)
                 text = json.dumps(value) if isinstance(value, dict) else "-" if value in (None, [], "") else value
-                meaning = (self._option_string_actions[f"--{name}"].help or "").split(". ")[0].rstrip(".")
-                print(textwrap.shorten(f"--{name} {text}", 60).ljust(44) + " " + textwrap.shorten(meaning, 90))
+                meaning = self._option_string_actions[f"--{name}"].help or ""
+                meaning = meaning if len(meaning) <= 210 else meaning.split(". ")[0]
+                print(textwrap.fill(f"--{name} {text}".ljust(44) + meaning, 119, subsequent_indent=" " * 44))
 
     def _tokens(self, recipe: Mapping[str, Any], argv: list[str]) -> list[str]:
         """The flags that a recipe stands for, without those that `argv` makes meaningless."""
@@ -119,12 +122,11 @@ class RecipeParser(HfArgumentParser):
 
     def _without_overridden(self, recipe: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         """`recipe` without the settings that belong to a choice which `over` makes differently."""
-
-        def belongs_to_another(key: str) -> bool:
-            choice = BELONGS_TO.get(key)
-            return choice in over and str(over[choice]) != str(recipe.get(choice, self.get_default(choice)))
-
-        return {key: value for key, value in recipe.items() if not belongs_to_another(key)}
+        kept = dict(recipe)
+        for key, choice in BELONGS_TO.items():
+            if choice in over and str(over[choice]) != str(recipe.get(choice, self.get_default(choice))):
+                kept.pop(key, None)
+        return kept
 
     def _check_known(self, name: str, kind: str) -> None:
         known = [option.removeprefix("--") for action in self._actions for option in action.option_strings]

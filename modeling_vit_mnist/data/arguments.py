@@ -23,14 +23,14 @@ class DataArguments:
     max_train_samples: int | None = arg(help="Train on the first N images only.")
     max_eval_samples: int | None = arg(help="Validate and test on the first N images of each split only.")
     validation_size: float | None = arg(
-        help="Images, or below 1 the fraction, of train held out for validation if the dataset has no such split. "
-        "Default: a twelfth, 5,000 of MNIST's 60,000."
+        help="Size of the validation split taken from train: a count, or a fraction if below 1. Default: 1/12, "
+        "5,000 of MNIST's 60,000."
     )
-    split_seed: int = arg(0, "Seed of the stratified split into train and validation.")
+    split_seed: int = arg(0, "Seed of the validation and test splits taken from train.")
     streaming: bool = arg(
         False,
-        "Read train and test again in every epoch instead of holding them in memory. Validation images, about a "
-        "twelfth of train but at most 5,000, are chosen by a hash of the image.",
+        "Stream the images instead of holding them in memory. Training images are decoded again in every epoch. A "
+        "hash of each image decides whether it is held out for validation (1/12, at most 5,000).",
     )
     skip_bad_images: bool = arg(False, "Skip images that cannot be read, with a warning, instead of stopping.")
 

@@ -56,9 +56,9 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
 
 
 def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
-    owner, _, short = name.rpartition("/")
-    folder = "___".join(filter(None, (owner, datasets.naming.camelcase_to_snakecase(short))))
-    is_cached = Path(datasets.config.HF_DATASETS_CACHE, folder).is_dir()
+    *owner, short = name.split("/")
+    cache = "___".join([*owner, datasets.naming.camelcase_to_snakecase(short)])
+    is_cached = Path(datasets.config.HF_DATASETS_CACHE, cache).is_dir()
     try:
         if not huggingface_hub.constants.is_offline_mode() and not _hub_is_reachable():
             if not is_cached:  # load_dataset would try for half a minute

@@ -43,6 +43,8 @@ def load_images(
     wanted = set(splits)
     if wanted & {"train", "validation"} or "test" not in raw:
         wanted.add("train")
+    if "train" in wanted and "train" not in raw:
+        raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
     streams = {name: open_stream(raw[name], name, source, processor, args) for name in SPLITS if name in raw}
     survey_text_labels(streams)
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}

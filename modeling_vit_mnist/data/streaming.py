@@ -1,8 +1,7 @@
-"""Datasets that do not fit in memory: images come from `datasets`' streams, are decoded a chunk at a time, and are
-read again in every epoch.
+"""Images read from `datasets`' streams, a chunk at a time: once into memory, or again in every epoch.
 
-A stream cannot be split by index. A hash of each image decides whether it is held out, so the split is the same in any
-order, and copies of an image never lie on both sides."""
+A stream cannot be split by index. A hash of each encoded image, or of the path of an image file, decides whether it is
+held out, so the split is the same in any order."""
 
 import zlib
 from collections.abc import Iterable, Iterator

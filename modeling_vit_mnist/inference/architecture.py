@@ -50,10 +50,9 @@ def stage_shapes(model: VitMnistForImageClassification, pixel_values: torch.Tens
 
         return record
 
-    modules = {name: module for name, module in model.named_modules() if "." in name or name == "head"}
-    ends = {name: name.rpartition(".")[2] for name in modules}
-    shown_names = [name for name, end in ends.items() if end in shown or end.isdigit()]
-    handles = [modules[name].register_forward_hook(hook(name)) for name in shown_names]
+    ends = ((name, name.rpartition(".")[2], module) for name, module in model.named_modules())
+    chosen = [(name, module) for name, end, module in ends if end in shown or end.isdigit()]
+    handles = [module.register_forward_hook(hook(name)) for name, module in chosen]
     try:
         model(pixel_values)
     finally:

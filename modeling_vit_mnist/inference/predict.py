@@ -102,8 +102,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     if args.do_center is not None:
         processor.do_center = args.do_center
     if args.do_invert is not None:
-        choices: dict[str, Any] = {"yes": True, "no": False, "auto": "auto"}
-        processor.do_invert = choices[args.do_invert]
+        processor.do_invert = "auto" if args.do_invert == "auto" else args.do_invert == "yes"
 
     names = list(model.config.id2label.values())
     batches: Batches
@@ -158,11 +157,9 @@ def read_split(
         dataset = load_images(data_args, processor, [args.split])[args.split]
         return _with_rows([dataset.take(args.num_samples or None)]), dataset.source
     if args.num_samples:
-        names = ("max_train_samples", "max_eval_samples")
-        limits: dict[str, Any] = {
-            name: min(args.num_samples, getattr(data_args, name) or args.num_samples) for name in names
-        }
-        data_args = replace(data_args, **limits)
+        limits = (data_args.max_train_samples, data_args.max_eval_samples)
+        train, other = (min(args.num_samples, limit or args.num_samples) for limit in limits)
+        data_args = replace(data_args, max_train_samples=train, max_eval_samples=other)
     stream = stream_images(data_args, processor, [args.split])[args.split]
     return _with_rows(stream.chunks() if isinstance(stream, ImageStream) else [stream]), stream.source
 

@@ -18,6 +18,8 @@ from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
 
 OWN_OPTIMIZERS = ("adam", "natural_gradient")
+# Flags of Trainer that --help shows besides those with a default of ours.
+COMMON_FLAGS = ("bf16", "report_to", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
 # Compilation takes as long as it saves over this many images.
 IMAGES_WORTH_COMPILING = 2_000_000
 
@@ -79,6 +81,8 @@ class VitMnistTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = _trainer_field("dataloader_pin_memory", False)
     logging_nan_inf_filter: bool = _trainer_field("logging_nan_inf_filter", False)
     ddp_find_unused_parameters: bool | None = _trainer_field("ddp_find_unused_parameters", False)
+    # Batches of all processes are equal, so counting their labels would be a message for nothing at every step.
+    average_tokens_across_devices: bool = _trainer_field("average_tokens_across_devices", False)
     # Batches are made by the dataset and have no columns to remove.
     remove_unused_columns: bool = _trainer_field("remove_unused_columns", False)
     damping: float = arg(0.01, "Damping of the natural gradient at the start. Larger is closer to gradient descent.")
@@ -87,7 +91,7 @@ class VitMnistTrainingArguments(TrainingArguments):
     fisher_batch_size: int = arg(2048, "Training images per update of the Fisher matrix.")
     compile_training: str = arg(
         "auto",
-        f"Compile the training pass on a CPU. auto: in runs over {IMAGES_WORTH_COMPILING:,} images or more.",
+        f"Compile the training pass on a CPU. auto: for runs over {IMAGES_WORTH_COMPILING:,} images or more.",
         choices=["auto", "yes", "no"],
     )
     overwrite: bool = arg(False, "Replace another run in the output folder.")
@@ -174,7 +178,7 @@ Each flag is shown with its value in the recipe {path.name}. Flags on the comman
     kinds = {"Network": ModelArguments, "Data": DataArguments, "Augmentation": AugmentationArguments}
     groups = {title: [field.name for field in dataclasses.fields(kind)] for title, kind in kinds.items()}
     shown = [name for names in groups.values() for name in names]
-    own = dict.fromkeys([*recipe, *VitMnistTrainingArguments.__annotations__])
+    own = dict.fromkeys([*recipe, *VitMnistTrainingArguments.__annotations__, *COMMON_FLAGS])
     groups["Training"] = [name for name in own if name not in shown]
     values = {
         action.dest: action.default for action in reversed(parser._actions)

@@ -1,4 +1,4 @@
-"""Training passes compiled for the CPU, more than twice as fast as the model's own (`benchmarks/training.py`).
+"""Training passes compiled for the CPU. `benchmarks/training.py` measures how much faster they are.
 
 [`batch_last_forward`] computes what [`VitMnistForImageClassification`] computes, with the batch as the last dimension
 of every tensor. A network this narrow leaves a processor's vector units idle in a LayerNorm over 8 numbers. Along the
@@ -7,7 +7,7 @@ batch they are used, and a compiler can fuse everything between two matrix produ
 import copy
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ Weights = Mapping[str, torch.Tensor]
 
 
 class CompiledVitMnistForImageClassification(VitMnistForImageClassification):
-    """A classifier on the CPU whose training passes are compiled. The first one compiles the loss and all gradients as
-    one function, and `backward` returns these gradients.
+    """A classifier on the CPU whose training passes are compiled. The first training pass compiles the loss and all
+    gradients as one function. `backward` returns these gradients.
 
-    Only plain steps on labeled batches of `batch_size` images are compiled. The model's own pass computes all others,
-    and these once a hook is set, a module is replaced, or compilation fails. See [`compiled`] and [`plain`]."""
+    Only passes over `batch_size` labeled images are compiled. Other passes use the model's own forward. So do all
+    passes after a hook is set, a module is replaced, or compilation fails. See [`compiled`] and [`plain`]."""
 
     _auto_class = None  # `save_pretrained` must not copy this file into checkpoints
     batch_size: int
@@ -36,10 +36,11 @@ class CompiledVitMnistForImageClassification(VitMnistForImageClassification):
     can_compile = True
 
     def forward(self, pixel_values, labels=None, interpolate_pos_encoding=None, **kwargs):
-        weights = dict(self.named_parameters())
-        if labels is not None and not interpolate_pos_encoding and self._can_compile(pixel_values, weights, kwargs):
+        modules = list(self.modules())
+        if labels is not None and not interpolate_pos_encoding and self._can_compile(pixel_values, modules, kwargs):
+            weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
             try:
-                loss, logits = _Loss.apply(self._loss_and_gradients, pixel_values, labels, kwargs, *weights.values())
+                loss, logits = _Loss.apply(self._loss_and_gradients, pixel_values, labels, kwargs, *weights)
                 return ImageClassifierOutput(loss=loss, logits=logits)
             except Exception as error:  # compilers fail in many ways
                 reason = str(error).splitlines()[0]
@@ -47,7 +48,7 @@ class CompiledVitMnistForImageClassification(VitMnistForImageClassification):
                 self.can_compile = False
         return super().forward(pixel_values, labels, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
 
-    def _can_compile(self, pixel_values: torch.Tensor, weights: Weights, options: Mapping[str, Any]) -> bool:
+    def _can_compile(self, pixel_values: torch.Tensor, modules: list, options: Mapping[str, Any]) -> bool:
         """Whether a labeled pass is a plain training step of the network that was made to be compiled."""
         config = self.config
         shape = (self.batch_size, config.num_channels, config.image_size, config.image_size)
@@ -55,7 +56,7 @@ class CompiledVitMnistForImageClassification(VitMnistForImageClassification):
         return (
             self.can_compile and self.training and torch.is_grad_enabled() and pixel_values.shape == shape
             and not (pixel_values.requires_grad or records or options.keys() - {"num_items_in_batch"})
-            and self.structure == [*weights, *map(type, self.modules())] and not has_hooks(self.modules())
+            and self.structure == _structure(modules) and not has_hooks(modules)
         )  # fmt: skip
 
     @functools.cached_property
@@ -80,6 +81,10 @@ class CompiledVitMnistForImageClassification(VitMnistForImageClassification):
         return plain(self).save_pretrained(*args, **kwargs)
 
 
+def _structure(modules: Iterable[torch.nn.Module]) -> list[tuple]:
+    return [(type(module), *module._parameters) for module in modules]
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss_and_gradients, pixel_values, labels, kwargs, *weights):
@@ -99,8 +104,7 @@ def compiled(model: VitMnistForImageClassification, batch_size: int) -> Compiled
     """The same weights in a model that compiles training passes over `batch_size` images."""
     other = copy.copy(model)
     other.__class__ = CompiledVitMnistForImageClassification
-    names = [name for name, _ in model.named_parameters()]
-    other.batch_size, other.structure = batch_size, [*names, *map(type, other.modules())]
+    other.batch_size, other.structure = batch_size, _structure(other.modules())
     return other
 
 

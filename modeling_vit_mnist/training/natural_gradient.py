@@ -1,8 +1,8 @@
 """Natural gradient descent with the full Fisher matrix, which is affordable for 1,850 parameters.
 
-The gradient is the direction of steepest descent per unit of change in the weights, the natural gradient per unit of
-change in the predictions (Amari, 1998, "Natural Gradient Works Efficiently in Learning"). Adam scales each weight on
-its own. The Fisher matrix also removes their correlations."""
+The negative gradient is the direction of steepest descent per unit of change in the weights. The negative natural
+gradient is that direction per unit of change in the predictions (Amari, 1998, "Natural Gradient Works Efficiently in
+Learning"). Adam scales each weight separately. The Fisher matrix also removes their correlations."""
 
 from collections.abc import Iterable
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 RESULTS_FILE = "all_results.json"
 # What Trainer writes into a checkpoint that training can resume from.
-CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+RESUMABLE_FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 # Arguments of Trainer that decide the result of a run.
 DECISIVE_ARGUMENTS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "total_train_batch_size", "optim", "learning_rate",
@@ -62,7 +62,7 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
     [`UsageError`] if the folder holds another run, or something else, and `--overwrite` was not given."""
     checkpoint = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     if checkpoint is not None:
-        if missing := [name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()]:
+        if missing := [name for name in RESUMABLE_FILES if not (checkpoint / name).is_file()]:
             raise UsageError(f"{checkpoint} is not a complete checkpoint: {missing[0]} is missing.")
     elif args.overwrite:
         if args.process_index == 0:
@@ -71,17 +71,13 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
             for name in (RESULTS_FILE, RUN_FILE):
                 (folder / name).unlink(missing_ok=True)
     elif folder.is_dir() and any(folder.iterdir()):
+        advice = "choose another --output_dir or pass --overwrite."
         try:
             previous = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{folder} is not empty and holds no run: choose another --output_dir or pass --overwrite."
-            ) from error
+            raise UsageError(f"{folder} is not empty and holds no run: {advice}") from error
         if differences := list(_differences(previous, run)):
-            raise UsageError(
-                f"{folder} holds a different run ({'; '.join(differences[:3])}): choose another --output_dir or pass "
-                "--overwrite."
-            )
+            raise UsageError(f"{folder} holds a different run ({'; '.join(differences[:3])}): {advice}")
         if (folder / RESULTS_FILE).is_file():
             return folder / RESULTS_FILE
         return last_complete_checkpoint(folder)
@@ -100,7 +96,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         except (OSError, ValueError):
             logger.warning("Skipping %s, which is incomplete.", checkpoint)
             continue
-        if all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
+        if all((checkpoint / name).is_file() for name in RESUMABLE_FILES):
             return checkpoint
     return None
 

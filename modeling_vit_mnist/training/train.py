@@ -48,8 +48,8 @@ def train(
     `all_results.json`.
 
     Raises:
-        UsageError: wrong input, or an output folder that holds another run.
-        OSError: the folder cannot be written. Its content is unchanged.
+        UsageError: wrong input, or an output folder that holds another run or cannot be written.
+        OSError: the disk is full. The content of the folder is unchanged.
         ConnectionError: the Hub is needed and cannot be reached. A trained model is complete in the folder.
     """
     started = time.time()
@@ -62,8 +62,7 @@ def train(
     set_seed(args.seed)
     with args.main_process_first(desc="dataset"):
         datasets = load_data(model_args, data_args, args)
-    source = datasets["train"].source
-    if args.wants_push and source == SAMPLE.name and not args.push_sample_model:
+    if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
         raise UsageError(
             "Refusing to push: this run uses the bundled 5,000-image sample. Pass --dataset_name for all of MNIST, or "
             "--push_sample_model to push anyway."
@@ -88,7 +87,7 @@ def train(
         return results
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
-        print(f"Data: {sizes} images of {source}")
+        print(f"Data: {sizes} images of {datasets['train'].source}")
         print(f"Total parameters: {model.num_parameters():,}")
         if checkpoint is not None:
             print(f"Resuming from {checkpoint}")
@@ -174,10 +173,10 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
 
 def describe_device(args: VitMnistTrainingArguments) -> str:
     """The device in words, for the record of a run."""
+    threads = torch.get_num_threads()
+    name = f"{args.device.type}, {threads} thread{'s' if threads > 1 else ''}"
     if args.device.type == "cuda":
         name = torch.cuda.get_device_name(args.device)
-    else:
-        name = f"{args.device.type}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     return name if args.world_size == 1 else f"{args.world_size} processes, each {name}"
 
 
@@ -193,8 +192,7 @@ def save_run(trainer: VitMnistTrainer, run: dict, results: dict, args: VitMnistT
     """Write the complete checkpoint folder, and delete the training checkpoints, which are for resuming only."""
     history = {"log_history": trainer.state.log_history}
     records = {"history.json": history, **fill_eval_results(results), RUN_FILE: run, RESULTS_FILE: results}
-    folder = Path(args.output_dir)
-    model: Any = trainer.model
+    folder, model = Path(args.output_dir), trainer.model
     save_checkpoint(folder, model, trainer.processing_class, card=fill_card(run, results), records=records)
     if not args.keep_checkpoints:
         for checkpoint in folder.glob("checkpoint-*"):
