@@ -144,7 +144,9 @@ def test_a_namespace_of_others_is_refused(finished, server, exists):
 
 
 def test_offline_push_names_the_setting(finished):
-    with pytest.raises(ConnectionError, match=r"me/vit-mnist failed: .*HF_HUB_OFFLINE.*\. The checkpoint in .* is complete"):
+    with pytest.raises(
+        ConnectionError, match=r"me/vit-mnist failed: .*HF_HUB_OFFLINE.*\. The checkpoint in .* is complete"
+    ):
         push(finished, "me/vit-mnist")
 
 

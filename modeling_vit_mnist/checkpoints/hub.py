@@ -99,8 +99,8 @@ def _explain(error: Exception, folder: Path, repo_id: str) -> Exception:
         401: "needs a valid token (401): run `hf auth login` or pass --hub_token",
         403: "is forbidden (403): pass a repository of yours as --hub_model_id, or a token that may write there",
     }.get(_status(error) or 0)
-    failure = ConnectionError(f"Pushing to {repo_id} failed: {_reason(error)}. {safe}")
-    return UsageError(f"Pushing to {repo_id} {advice}. {safe}") if advice else failure
+    kind, what = (UsageError, advice) if advice else (ConnectionError, f"failed: {_reason(error)}")
+    return kind(f"Pushing to {repo_id} {what}. {safe}")
 
 
 def _reason(error: Exception) -> str:

@@ -114,9 +114,8 @@ def _hash_range(split: str, held_out: list[str], total: int, args: DataArguments
     validation = (size if size < 1 else size / total) if "validation" in held_out else 0
     if test + validation >= 1:
         raise UsageError(f"Cannot hold out {size:g} of {total} images.")
-    ends = [round(end * 2**32) for end in (0, test, test + validation, 1)]
-    at = ("test", "validation", "train").index(split)
-    return ends[at], ends[at + 1]
+    shares = {"test": (0, test), "validation": (test, test + validation), "train": (test + validation, 1)}
+    return round(shares[split][0] * 2**32), round(shares[split][1] * 2**32)
 
 
 def _hold_out(dataset: ImageDataset, size: int, args: DataArguments) -> tuple[ImageDataset, ImageDataset]:
@@ -124,9 +123,8 @@ def _hold_out(dataset: ImageDataset, size: int, args: DataArguments) -> tuple[Im
     from sklearn.model_selection import train_test_split
 
     try:
-        parts = train_test_split(
-            np.arange(len(dataset)), test_size=size, stratify=dataset.labels.numpy(), random_state=args.split_seed
-        )
+        options = {"test_size": size, "stratify": dataset.labels.numpy(), "random_state": args.split_seed}
+        parts = train_test_split(np.arange(len(dataset)), **options)
     except ValueError as error:
         raise UsageError(f"Cannot hold out {size} of {len(dataset)} images, stratified by class: {error}") from error
     rest, held_out = (dataset.select(torch.from_numpy(np.sort(part))) for part in parts)

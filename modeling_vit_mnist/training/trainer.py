@@ -18,7 +18,7 @@ from .compiled import compiled
 from .metrics import VitMnistMetric
 from .natural_gradient import NaturalGradient
 
-FISHER_STREAM_IMAGES = 10_000  # a stream has no indices to draw from, so the Fisher matrix is measured on its first
+FISHER_STREAM_IMAGES = 10_000  # a stream has no indices: the Fisher matrix is measured on its first images
 
 
 class VitMnistTrainer(Trainer):
