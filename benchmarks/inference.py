@@ -123,7 +123,7 @@ def main() -> None:
     measure_cold_start(images, args)
     print(
         f"\n{Path(args.model).name}, {model.num_parameters():,} parameters; n = {args.rounds} rounds; "
-        f"{torch.get_num_threads()} threads; {describe_machine()}."
+        f"{torch.get_num_threads()} thread(s); {describe_machine()}."
     )
 
 
