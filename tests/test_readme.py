@@ -62,3 +62,8 @@ def test_every_row_of_works_with_names_tests():
 def test_scripts_explain_themselves(script, run_script):
     done = run_script(script, "--help")
     assert done.code == 0 and "usage: " + script in done.out
+
+
+def test_no_module_of_the_package_is_over_350_lines():
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "modeling_vit_mnist").rglob("*.py")}
+    assert len(lengths) > 30 and {path.name: length for path, length in lengths.items() if length > 350} == {}
