@@ -140,7 +140,7 @@ def test_another_metric_selects_by_its_own_direction(tmp_path):
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_old_names_are_answered_with_the_new_ones(old, new, write):
-    with pytest.raises(UsageError, match=f"Unknown flag --{old}: its name is now {new}."):
+    with pytest.raises(UsageError, match=f"Unknown flag --{old}: its name is now --{new}."):
         training_arguments(f"--{old}=1")
     with pytest.raises(UsageError, match=f"Unknown key in mine.yaml: {old}: its name is now {new}."):
         training_arguments("--recipe", write("mine.yaml", f"{old}: 1\n"))
@@ -170,7 +170,7 @@ def test_help_all_lists_the_flags_of_transformers(run_script):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--learning_rat", "1"], "Unknown flag --learning_rat: did you mean learning_rate"),
+        (["--learning_rat", "1"], "Unknown flag --learning_rat: did you mean --learning_rate"),
         (["--learning_rate", "fast"], "learning-rate: invalid float value: 'fast'"),
         (["stray"], "Unexpected argument 'stray'"),
         (["--num_train_epochs", "0"], "--num_train_epochs must be positive, got 0"),

@@ -115,7 +115,7 @@ def test_mistakes_and_inference_print_the_same_accuracy(view, run_script, checkp
         (["dta"], "invalid choice: 'dta'"),
         (["attention", "--index", "1000"], "--index must lie in 0 to 999, got 1000"),
         (["data", "--batch_size", "0"], "--batch_size must be at least 1"),
-        (["data", "--outptu_dir", "x"], "did you mean output_dir"),
+        (["data", "--outptu_dir", "x"], "did you mean --output_dir"),
         (["training", "--model", "/nowhere"], "holds no record of its training"),
     ],
 )

@@ -15,8 +15,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .errors import UsageError
 
-# Old names of flags.
-RENAMED = {
+RENAMED = {  # old names of flags
     "warp": "elastic_std", "max_shift": "max_translate", "max_scale": "max_scale_jitter",
     "fisher_steps": "fisher_update_interval", "fisher_images": "fisher_batch_size",
 }  # fmt: skip
@@ -132,7 +131,8 @@ class RecipeParser(HfArgumentParser):
         known = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
         if name in known:
             return
-        if (new := RENAMED.get(name.replace("-", "_"))) in known:
-            raise UsageError(f"Unknown {kind}{name}: its name is now {new}.")
+        dashes, new = kind.partition("--")[1], RENAMED.get(name.replace("-", "_"))
+        if new in known:
+            raise UsageError(f"Unknown {kind}{name}: its name is now {dashes}{new}.")
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        raise UsageError(f"Unknown {kind}{name}" + (f": did you mean {near[0]}?" if near else "."))
+        raise UsageError(f"Unknown {kind}{name}" + (f": did you mean {dashes}{near[0]}?" if near else "."))
