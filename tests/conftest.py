@@ -20,6 +20,7 @@ os.environ |= {
 }
 
 import pytest  # noqa: E402
+import setuptools  # noqa: E402, F401 - torch.compile needs it imported before distutils
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402

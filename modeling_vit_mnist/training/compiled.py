@@ -43,7 +43,7 @@ class CompiledVitMnistForImageClassification(VitMnistForImageClassification):
                 loss, logits = _Loss.apply(self._loss_and_gradients, pixel_values, labels, kwargs, *weights)
                 return ImageClassifierOutput(loss=loss, logits=logits)
             except Exception as error:  # compilers fail in many ways
-                reason = str(error).splitlines()[0]
+                reason = str(error).split("raised:")[-1].strip().splitlines()[0]
                 logger.warning("torch.compile failed; continuing uncompiled (slower): %s", reason)
                 self.can_compile = False
         return super().forward(pixel_values, labels, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
