@@ -337,3 +337,14 @@ def test_idx_images_may_have_any_size(tmp_path):
     write_idx(tmp_path, {split: (images, np.arange(3)) for split in ("train", "test")})
     raw, _ = load_raw(DataArguments(dataset_name=str(tmp_path)))
     assert np.array_equal(raw["test"].with_format("numpy")[:]["image"], images)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_exists_needs_no_train_split(streaming, tmp_path):
+    part = datasets.load_dataset(str(SAMPLE), split="test").select(range(30))
+    datasets.DatasetDict({"validation": part, "test": part.select(range(20))}).save_to_disk(tmp_path)
+    args = DataArguments(dataset_name=str(tmp_path), streaming=streaming)
+    load = stream_images if streaming else load_images
+    assert len(load(args, VitMnistImageProcessor(), ["validation"])["validation"]) == 30
+    with pytest.raises(UsageError, match="has no train split, only validation, test"):
+        load(args, VitMnistImageProcessor(), ["train"])

@@ -54,6 +54,7 @@ def test_every_row_of_works_with_names_tests():
     for row in rows:
         files, _, keywords = row.partition(" -k ")
         tests = "\n".join((ROOT / file).read_text("utf-8") for file in files.split())
+        assert re.search(r"^(def test_|class \w+Test)", tests, flags=re.MULTILINE), row
         for keyword in keywords.strip('"').split(" or ") if keywords else []:
             assert re.search(rf"^def test_\w*{keyword}", tests, flags=re.MULTILINE), row
 

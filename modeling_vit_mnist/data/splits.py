@@ -41,10 +41,10 @@ def load_images(
         raise UsageError("--streaming works in training and inference only.")
     raw, source = load_raw(args)
     wanted = set(splits)
+    if "train" not in raw and wanted - set(raw):  # each missing split is taken from train
+        raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
     if wanted & {"train", "validation"} or "test" not in raw:
         wanted.add("train")
-    if "train" in wanted and "train" not in raw:
-        raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
     streams = {name: open_stream(raw[name], name, source, processor, args) for name in SPLITS if name in raw}
     survey_text_labels(streams)
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
