@@ -1,6 +1,8 @@
 """Checkpoint folders: load one, or write one that is complete: weights, config, processor, code, card and records."""
 
 import json
+import logging
+import math
 import os
 import re
 import shutil
@@ -8,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import torch
+from huggingface_hub.errors import HTTPError  # any failed connection
 from huggingface_hub.utils import yaml_dump
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from transformers.utils.hub import cached_file, resolve_revision
 
 from ..cli.assets import asset
 from ..cli.errors import UsageError
@@ -20,13 +26,23 @@ from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = asset("vit-mnist-tiny")
 # The code that travels with every checkpoint.
 CODE_FILES = tuple(f"{name}_vit_mnist.py" for name in ("configuration", "modeling", "image_processing", "framing"))
 # The files of a complete checkpoint.
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", *CODE_FILES, "README.md")
+# Records of `benchmarks/` that a card shows: accuracy over seeds, accuracy on corrupted images.
+MEASUREMENTS = ("seeds", "robustness")
+RECORDS = ("run.json", "all_results.json", "history.json", *(f"{name}.json" for name in MEASUREMENTS))
+# All files that describe one set of weights. A folder can hold other files, too: training checkpoints, logs, tokens.
+OWN_FILES = (*CHECKPOINT_FILES, *RECORDS, ".eval_results/*.yaml", "digit-?.png")
+CACHE_ADVICE = " If the copy in the cache is damaged, delete it or pass force_download=True."
 # Arguments of `from_pretrained` that say where to look.
 LOCATION = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
+# What safetensors calls the types of weights that the model computes in.
+FLOATS = ("F16", "BF16", "F32", "F64")
 # Pen strokes in an image of 28x28 pixels: the examples of the card's widget.
 EXAMPLES = {
     "2": [(8, 9), (12, 5), (18, 7), (17, 13), (8, 22), (21, 22)],
@@ -38,51 +54,145 @@ EXAMPLES = {
 def load_checkpoint(
     name_or_path: str | os.PathLike, ignore_mismatched_sizes: bool = False, **kwargs
 ) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
-    """Load a classifier and its processor from a folder or the Hub, and check that no weight is missing.
+    """Load a classifier and its processor from a folder or the Hub, and check that they are complete and fit together.
 
-    `ignore_mismatched_sizes` initializes weights of another shape, such as a head for other classes. `kwargs` are
-    passed on to `from_pretrained`.
+    `ignore_mismatched_sizes` initializes weights of another shape, such as a head for other classes, and logs their
+    names. `kwargs` are passed on to `from_pretrained`. Config, weights and processor come from the same commit. A
+    checkpoint without a processor gets the default one, which is logged.
 
     Raises:
-        UsageError: the folder is missing or holds no checkpoint of this model, or weights are missing or unreadable.
+        UsageError: the folder is missing or holds no checkpoint of this model; weights are missing, left over,
+            unreadable, not finite or not floats; or the processor is unreadable or made for another model.
         ConnectionError: the Hub cannot be reached and the checkpoint is not cached.
+        OSError: the download cannot be stored, for example because the disk is full.
     """
     name = str(name_or_path)
-    folder = Path(name)
-    if folder.is_dir():
+    is_local = os.path.isdir(name)
+    if is_local:
+        folder = Path(name, kwargs.get("subfolder") or "")
         if not (folder / "config.json").is_file():
-            raise UsageError(f"{name} holds no checkpoint: config.json is missing.")
+            raise UsageError(f"{folder} holds no checkpoint: config.json is missing.")
         if not any(folder.glob("*.safetensors")):
-            raise UsageError(f"{name} holds no weights: model.safetensors is missing.")
+            raise UsageError(f"{folder} holds no weights: model.safetensors is missing.")
+    elif os.path.isfile(name):
+        raise UsageError(f"{name} is a file, not a checkpoint folder. `run_export.py --format import` converts files.")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UsageError(f"No checkpoint folder {name!r}.")
+    known = {key: kwargs[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in kwargs}
+    kwargs["revision"] = resolve_revision(name, **known)  # once, so that all files come from one commit
+    location = {key: value for key, value in kwargs.items() if key in LOCATION}
     try:
-        location = {key: value for key, value in kwargs.items() if key in LOCATION}
         config, _ = VitMnistConfig.get_config_dict(name, **location)
-        if config.get("model_type") != VitMnistConfig.model_type:
-            raise UsageError(f"{name} holds a model of type {config.get('model_type')!r}, not 'vit_mnist'.")
+        found = config.get("model_type") if isinstance(config, dict) else None
+        if found != VitMnistConfig.model_type:
+            raise UsageError(f"{name} holds a model of type {found!r}, not 'vit_mnist'.")
+        check_dtypes(name, kwargs.get("variant"), **location)
         model, info = VitMnistForImageClassification.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=ignore_mismatched_sizes, **kwargs
-        )
-        try:
-            processor = VitMnistImageProcessor.from_pretrained(name, **location)
-        except OSError:
-            processor = VitMnistImageProcessor(size=model.config.image_size)
-    except huggingface_hub.errors.RepositoryNotFoundError as error:
-        raise UsageError(f"No folder and no Hub repository {name!r} (or it is private).") from error
-    except OSError as error:
-        if folder.is_dir():
-            raise UsageError(f"Cannot read the checkpoint in {name}: {error}") from error
-        raise ConnectionError(f"No folder {name!r}, and downloading it from the Hub failed: {error}") from error
+            name, output_loading_info=True, ignore_mismatched_sizes=ignore_mismatched_sizes, use_safetensors=True,
+            **kwargs,
+        )  # fmt: skip
+        processor = _load_processor(name, model.config.image_size, location)
     except UsageError:
         raise
+    except OSError as error:
+        raise _explain(error, name, is_local) from error
     except (SafetensorError, huggingface_hub.errors.StrictDataclassError, RuntimeError, ValueError) as error:
-        raise UsageError(f"Cannot read the checkpoint in {name}: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UsageError(
-            f"The weights in {name} do not match this model: {len(missing)} missing, such as {missing[0]}."
-        )
+        raise UsageError(f"Cannot read the checkpoint in {name}: {error}{'' if is_local else CACHE_ADVICE}") from error
+    for kind, keys in (("missing", info["missing_keys"]), ("left over", info["unexpected_keys"])):
+        if keys:
+            raise UsageError(
+                f"The weights in {name} do not match this model: {len(keys)} {kind}, such as {min(keys)}."
+            )
+    if renewed := sorted(key for key, *_ in info["mismatched_keys"]):
+        logger.warning("Newly initialized, since the shapes in %s differ: %s.", name, ", ".join(renewed))
+    if fault := find_non_finite(model) or find_fault(processor, model.config.image_size):
+        raise UsageError(f"Cannot use the checkpoint in {name}: {fault}.")
     return model, processor
+
+
+def check_dtypes(name: str, variant: str | None = None, **location) -> None:
+    """Raise [`UsageError`] if weights are not floats of 16 bits or more. transformers would cast integers silently,
+    without the scale that a quantizer has divided them by."""
+    file = f"model.{variant}.safetensors" if variant else "model.safetensors"
+    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **location)
+    if path is None:  # sharded
+        return
+    with safe_open(path, "pt") as weights:
+        for key in weights.keys():  # noqa: SIM118 - not iterable
+            if (dtype := weights.get_slice(key).get_dtype()) not in FLOATS:
+                raise UsageError(f"The weights in {name} are of type {dtype} ({key}), not one of {', '.join(FLOATS)}.")
+
+
+def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> VitMnistImageProcessor:
+    """The processor of a checkpoint; a default one if it has none."""
+    try:
+        settings, _ = VitMnistImageProcessor.get_image_processor_dict(name, **location)
+    except OSError:
+        try:
+            cached_file(name, "preprocessor_config.json", **location)
+        except OSError as error:
+            if error.errno is not None or error.__cause__ is not None:  # neither for a file that does not exist
+                raise
+            logger.warning("%s has no preprocessor_config.json: using MNIST's mean and standard deviation.", name)
+            return VitMnistImageProcessor(size=image_size)
+        raise
+    kind = settings.get("image_processor_type", "VitMnistImageProcessor") if isinstance(settings, dict) else None
+    if kind != "VitMnistImageProcessor":
+        raise UsageError(f"{name} holds a processor of type {kind!r}, not 'VitMnistImageProcessor'.")
+    try:
+        return VitMnistImageProcessor.from_dict(settings)
+    except TypeError as error:
+        raise UsageError(f"Cannot read preprocessor_config.json in {name}: {error}") from error
+
+
+def find_fault(processor: VitMnistImageProcessor, image_size: int) -> str | None:
+    """A setting of a processor that cannot be right for a model of this image size, in words."""
+    for setting in ("rescale_factor", "image_mean", "image_std"):
+        value = getattr(processor, setting)
+        try:
+            values = np.asarray(value, dtype=float).ravel()
+        except (TypeError, ValueError):
+            values = np.array([np.nan])
+        if not len(values) or not np.isfinite(values).all() or (setting != "image_mean" and not (values > 0).all()):
+            return f"{setting} of its processor is {value}"
+        if len(set(values)) > 1:
+            return f"{setting} of its processor is {value}, but a gray image has one channel"
+    size = (processor.size.get("height"), processor.size.get("width"))
+    if (processor.do_resize or processor.do_center) and size != (image_size, image_size):
+        return f"its processor makes images of {size[0]}x{size[1]}, the model takes {image_size}x{image_size}"
+    return None
+
+
+def find_non_finite(model: torch.nn.Module) -> str | None:
+    """The first weights that hold NaN or infinity, in words."""
+    names = (name for name, weights in model.named_parameters() if not (weights.is_meta or weights.isfinite().all()))
+    return next((f"{name} holds weights that are not finite" for name in names), None)
+
+
+def _explain(error: OSError, name: str, is_local: bool) -> OSError | UsageError:
+    """The error for the user. transformers raises `OSError` for everything, and says why in its cause."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+
+    def first(*kinds: type[BaseException]) -> BaseException | None:
+        return next((link for link in chain if isinstance(link, kinds)), None)
+
+    if is_local:
+        return UsageError(f"Cannot read the checkpoint in {name}: {error}")
+    if first(huggingface_hub.errors.GatedRepoError):
+        return UsageError(f"{name} is gated: request access on its page, and run `hf auth login`.")
+    if first(huggingface_hub.errors.RepositoryNotFoundError):
+        return UsageError(f"No folder and no Hub repository {name!r} (or it is private).")
+    if first(huggingface_hub.errors.RevisionNotFoundError):
+        return UsageError(f"Cannot read the checkpoint in {name}: {error}")
+    if first(HTTPError, ConnectionError, TimeoutError, huggingface_hub.errors.LocalEntryNotFoundError):
+        return ConnectionError(f"No folder {name!r}, and downloading it from the Hub failed: {error}")
+    failed = next((link for link in chain if isinstance(link, OSError) and link.errno is not None), None)
+    if failed is not None:
+        where = failed.filename or huggingface_hub.constants.HF_HUB_CACHE
+        return OSError(failed.errno, f"Cannot store {name} from the Hub: {failed.strerror}", str(where))
+    return UsageError(f"Cannot read the checkpoint in {name}: {error}{CACHE_ADVICE}")
 
 
 def save_checkpoint(
@@ -91,7 +201,14 @@ def save_checkpoint(
 ) -> None:  # fmt: skip
     """Write a complete checkpoint folder: [`CHECKPOINT_FILES`], the digits of the card's widget, and `records` (file
     name to content, as JSON or YAML). The files are written to a temporary folder first and moved at the end, records
-    last. Raises `OSError` if the folder cannot be written, or the disk is full. The old files are unchanged."""
+    last.
+
+    Raises, with the old files unchanged:
+        FloatingPointError: weights or figures are not finite.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    if fault := find_non_finite(model):
+        raise FloatingPointError(f"Refusing to save the checkpoint to {folder}: {fault}.")
     try:
         with replacing_files(Path(folder), last=records) as staging:
             model.save_pretrained(staging)
@@ -105,11 +222,40 @@ def save_checkpoint(
 
 
 def write_records(folder: Path, records: dict[str, Any]) -> None:
-    """Write `records`, file name to content, as YAML or JSON by the suffix of the name."""
+    """Write `records`, file name to content, as YAML or JSON by the suffix of the name. NaN and infinity, which JSON
+    does not have, become null in `history.json`, and raise `FloatingPointError` elsewhere."""
     for name, record in records.items():
-        text = yaml_dump(record, sort_keys=False) if name.endswith(".yaml") else json.dumps(record, indent=2) + "\n"
+        if name == "history.json":
+            record = _without_non_finite(record)
+        try:
+            text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise FloatingPointError(f"Refusing to write {name}: it holds figures that are not finite.") from error
+        if name.endswith(".yaml"):
+            text = yaml_dump(record, sort_keys=False)
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _without_non_finite(record: Any) -> Any:
+    """A copy with `None` in place of NaN and infinity."""
+    if isinstance(record, dict):
+        return {key: _without_non_finite(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [_without_non_finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
+
+
+def read_record(path: Path) -> Any:
+    """The content of a JSON file. Raises [`UsageError`] if it cannot be read, or holds NaN or infinity."""
+
+    def refuse(number: str):
+        raise ValueError(f"{number} is no number")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Cannot read {path}: {error}") from error
 
 
 def draw_examples(folder: Path, labels: Any) -> None:
