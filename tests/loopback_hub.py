@@ -31,12 +31,14 @@ class LoopbackHub:
             removes that entry and fails: with a status, with the connection "cut" during the request, or with the
             answer "lost" after the request was carried out.
         requests (`list[str]`): "METHOD /path" of every request.
+        tokens (`list[str | None]`): The header "Authorization" of every request.
     """
 
     endpoint: str = ""
     repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     failures: list[tuple[str, int | str]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
 
     def head(self, repo_id: str) -> str:
         """The latest commit."""
@@ -78,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         """Read the request, and fail if a test requested it. A "lost" answer fails later, in `answer`."""
         request, length = f"{self.command} {self.path}", int(self.headers.get("Content-Length", 0))
         self.hub.requests.append(request)
+        self.hub.tokens.append(self.headers.get("Authorization"))
         failing = [failure for failure in self.hub.failures if re.search(failure[0], request)]
         self.failure = failing[0][1] if failing else None
         if failing:
@@ -141,7 +144,9 @@ class Handler(BaseHTTPRequestHandler):
             for line in lines
             if line["key"] == "file"
         }
-        sha = self.hub.commit(repo_id, self.hub.files(repo_id) | added)
+        deleted = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+        kept = {path: content for path, content in self.hub.files(repo_id).items() if path not in deleted}
+        sha = self.hub.commit(repo_id, kept | added)
         url = f"{self.hub.endpoint}/{repo_id}/commit/{sha}"
         return self.answer({"success": True, "commitOid": sha, "commitUrl": url})
 
@@ -153,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
             repo_id, revision = match[1], match[2]
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo_id, revision, file = match.groups()
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+            repo_id, revision = match.groups()
         else:
             return self.answer({"error": self.path}, 404)
         if repo_id not in self.hub.repositories:
@@ -161,6 +168,9 @@ class Handler(BaseHTTPRequestHandler):
         files = self.hub.repositories[repo_id].get(sha)
         if files is None:
             return self.answer({"error": "gone"}, 404, X_Error_Code="RevisionNotFound")
+        if "/tree/" in path:
+            tree = [{"type": "file", "path": n, "size": len(c), "oid": git_hash(c)} for n, c in files.items()]
+            return self.answer(json.dumps(tree).encode())
         if file is None:
             siblings = [{"rfilename": name} for name in files]
             return self.answer({"id": repo_id, "sha": sha, "siblings": siblings, "tags": [], "private": False})

@@ -1,14 +1,18 @@
 """Push to the Hub and pull from it, against a Hub on this machine."""
 
+import errno
 import json
 import os
+import re
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 
+from modeling_vit_mnist import VitMnistConfig
 from modeling_vit_mnist.checkpoints.card import add_measurement, fill_eval_results
 from modeling_vit_mnist.checkpoints.folder import CHECKPOINT_FILES, load_checkpoint, save_checkpoint
 from modeling_vit_mnist.checkpoints.hub import RETRY_WAITS, push
@@ -50,6 +54,7 @@ def server(monkeypatch):
     """The Hub of this process. `server.waits`: the seconds of every `time.sleep`, which returns at once."""
     with loopback_hub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which keeps the address of an earlier test
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -182,13 +187,14 @@ def test_a_card_that_the_hub_rejects_is_an_error(finished, server):
         push(finished, "me/vit-mnist")
 
 
-def test_the_same_command_pushes_a_finished_run(server, tmp_path, run_script):
+def test_the_same_command_pushes_a_finished_run(server, tmp_path, run_script, monkeypatch):
     """A push that fails after training loses nothing, and no path of this machine gets to the Hub."""
-    shutil.copytree(SAMPLE, tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SAMPLE, tmp_path / "alice" / "digits")  # looks like a Hub id
     (tmp_path / "recipe.yaml").write_text("optim: adam\nmax_steps: 2\nsave_strategy: steps\nsave_steps: 1\n"
                                           "eval_strategy: steps\neval_steps: 1\n")  # fmt: skip
     command = [
-        "run_train.py", "--recipe", tmp_path / "recipe.yaml", "--dataset_name", tmp_path / "digits", "--output_dir",
+        "run_train.py", "--recipe", tmp_path / "recipe.yaml", "--dataset_name", "alice/digits", "--output_dir",
         tmp_path / "run", "--keep_checkpoints", "--model_name_or_path", TINY, "--hub_model_id", "me/vit-mnist",
     ]  # fmt: skip
     server.failures += [("repos/create", 500)] * 3
@@ -206,6 +212,7 @@ def test_the_same_command_pushes_a_finished_run(server, tmp_path, run_script):
     assert list((tmp_path / "run").glob("checkpoint-*/optimizer.pt"))
     assert set(files) == PUSHED - {".eval_results/mnist.yaml"} | {"history.json", ".gitattributes"}
     everything = b"".join(files.values())
+    assert b"alice" not in everything and ModelCard.load(tmp_path / "run" / "README.md").data.datasets is None
     for private in (tmp_path, ROOT, os.path.expanduser("~"), os.getcwd(), TOKEN):
         assert len(str(private)) < 5 or str(private).encode() not in everything, private
 
@@ -218,8 +225,9 @@ def test_pull_of_a_pinned_revision(complete, finished, server, tmp_path):
     with torch.no_grad():
         model.head.bias.add_(torch.arange(10.0))
     processor.image_mean = [0.5]
-    better = fill_eval_results(RESULTS | {"test_accuracy": 0.97})
-    save_checkpoint(finished, model, processor, card="# card", records=better)
+    results = RESULTS | {"test_accuracy": 0.97}
+    records = {"run.json": describe(finished), **fill_eval_results(results), "all_results.json": results}
+    save_checkpoint(finished, model, processor, card="# card", records=records)
     push(finished, "me/pulled")
     assert yaml.safe_load(server.files("me/pulled")[".eval_results/mnist.yaml"])[0]["value"] == 0.97
     code = "sys.modules['modeling_vit_mnist'] = None\n"
@@ -232,6 +240,141 @@ def test_pull_of_a_pinned_revision(complete, finished, server, tmp_path):
         code += f"assert list(processor.image_mean) == [{mean}]\n"
     online = {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
     assert run_python(code, tmp_path, env=os.environ | online).count("loaded transformers_modules.") == 2
+
+
+@pytest.fixture
+def pushed(finished, server):
+    push(finished, "me/pulled")
+    server.requests.clear()
+    server.tokens.clear()
+    return "me/pulled"
+
+
+def requested(server, suffix=""):
+    """The checkpoint's files that were requested, by name."""
+    found = [re.search(r"/resolve/[^/]+/(.+)$", request) for request in server.requests if suffix in request]
+    return {match[1] for match in found if match}
+
+
+NEEDED = {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def test_all_files_come_from_the_place_that_was_asked_for(pushed, finished, server, tmp_path):
+    files = {name: (finished / name).read_bytes() for name in NEEDED}
+    sha = server.commit("me/nested", {f"inner/{name}": content for name, content in files.items()})
+    server.commit("me/nested", {})
+    options = {"revision": sha, "subfolder": "inner", "token": "hf_mine", "cache_dir": tmp_path / "cache"}
+    load_checkpoint("me/nested", **options)
+    assert requested(server, f"resolve/{sha}/") >= {f"inner/{name}" for name in NEEDED}
+    assert set(server.tokens) == {"Bearer hf_mine"}
+    cached = {path.name for path in (tmp_path / "cache").glob("models--me--nested/snapshots/*/inner/*")}
+    assert cached == NEEDED
+
+    server.requests.clear()
+    load_checkpoint("me/nested", local_files_only=True, **options)
+    assert not server.requests
+    load_checkpoint("me/nested", force_download=True, **options)
+    assert requested(server, "GET ") >= {f"inner/{name}" for name in NEEDED}
+
+
+def test_a_commit_during_loading_changes_nothing(pushed, finished, server, monkeypatch):
+    _, processor = load_checkpoint(finished)
+    original = VitMnistConfig.get_config_dict
+
+    def get_config_dict(name, **kwargs):
+        answer = original(name, **kwargs)
+        if server.head("me/moving") == first:
+            changed = (finished / "preprocessor_config.json").read_bytes().replace(b"0.1307", b"0.9")
+            server.commit("me/moving", server.files("me/moving") | {"preprocessor_config.json": changed})
+        return answer
+
+    first = server.commit("me/moving", server.files(pushed))
+    monkeypatch.setattr(VitMnistConfig, "get_config_dict", get_config_dict)
+    assert load_checkpoint("me/moving")[1].image_mean == processor.image_mean
+    assert list(load_checkpoint("me/moving")[1].image_mean) == [0.9]
+
+
+def test_a_repository_without_a_processor_gets_the_default_one(pushed, server, caplog):
+    files = server.files(pushed)
+    server.commit("me/bare", {name: files[name] for name in NEEDED - {"preprocessor_config.json"}})
+    load_checkpoint("me/bare")
+    assert "me/bare has no preprocessor_config.json" in caplog.text
+    server.commit("me/cut", {name: files[name] for name in NEEDED})
+    server.failures += [("preprocessor_config", 500)] * 20
+    with pytest.raises(ConnectionError, match="downloading it from the Hub failed"):
+        load_checkpoint("me/cut")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"revision": "v9"}, "Cannot read the checkpoint in me/pulled: v9 is not a valid git identifier"),
+     ({"subfolder": "other"}, "Cannot read the checkpoint in me/pulled|holds a model of type None")],
+)  # fmt: skip
+def test_what_the_hub_does_not_have_is_no_connection_error(pushed, options, message):
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(pushed, **options)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_repository_that_is_no_checkpoint_is_no_connection_error(pushed, server, missing):
+    name = f"me/without-{missing}"
+    server.commit(name, {file: content for file, content in server.files(pushed).items() if file != missing})
+    with pytest.raises(UsageError, match=f"{name} holds a model of type None|checkpoint in {name}: .*{missing}"):
+        load_checkpoint(name)
+
+
+def test_a_download_that_cannot_be_stored_names_the_disk(pushed, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Cannot store .*: (Not a directory|File exists)") as raised:
+        load_checkpoint(pushed, cache_dir=tmp_path / "file" / "cache")
+    assert not isinstance(raised.value, (ConnectionError, UsageError))
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", fail)
+    with pytest.raises(OSError, match="Cannot store me/pulled from the Hub: No space left on device") as raised:
+        load_checkpoint(pushed, cache_dir=tmp_path / "new")
+    assert not isinstance(raised.value, ConnectionError)
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_a_damaged_file_in_the_cache_is_no_connection_error(pushed, name, tmp_path):
+    load_checkpoint(pushed, cache_dir=tmp_path)
+    (path,) = tmp_path.glob(f"models--me--pulled/snapshots/*/{name}")
+    path.resolve().write_bytes(b"{")
+    with pytest.raises(UsageError, match=r"Cannot read the checkpoint in me/pulled: .* or pass force_download=True"):
+        load_checkpoint(pushed, cache_dir=tmp_path)
+    load_checkpoint(pushed, cache_dir=tmp_path, force_download=True)
+
+
+def test_an_unreadable_local_file_is_no_connection_error(finished, server):
+    (finished / "history.json").symlink_to("/proc/self/mem")  # reading it fails, even for root
+    with pytest.raises(OSError, match="Cannot read the folder to push to me/vit-mnist: Input/output error") as raised:
+        push(finished, "me/vit-mnist")
+    assert not isinstance(raised.value, (ConnectionError, UsageError)) and not server.waits
+
+
+def test_what_describes_other_weights_is_neither_pushed_nor_left(finished, server, caplog):
+    add_measurement(finished, "robustness", {"accuracy": {"blur": {"1 pixel": 0.912}}})
+    push(finished, "me/vit-mnist")
+    assert {"robustness.json", ".eval_results/mnist.yaml"} <= server.files("me/vit-mnist").keys()
+    server.commit("me/vit-mnist", server.files("me/vit-mnist") | {"notes.md": b"of the user"})
+
+    model, processor = load_checkpoint(finished)
+    model.head.bias.data += 1
+    results = RESULTS | {"dataset": "clothes"}
+    records = {"run.json": describe(finished), "all_results.json": results}
+    old = {name: (finished / name).read_bytes() for name in ("robustness.json", ".eval_results/mnist.yaml")}
+    save_checkpoint(finished, model, processor, card="# card", records=records)
+    for name, content in old.items():  # as an interrupted run or an older version leaves them
+        (finished / name).parent.mkdir(exist_ok=True)
+        (finished / name).write_bytes(content)
+    push(finished, "me/vit-mnist")
+    assert "Not pushing .eval_results/mnist.yaml, robustness.json" in caplog.text
+    files = server.files("me/vit-mnist")
+    assert not {"robustness.json", ".eval_results/mnist.yaml"} & files.keys()
+    assert files["notes.md"] == b"of the user" and files["README.md"] == b"# card"
 
 
 def test_an_unreachable_hub_is_a_failure(run_script):

@@ -11,14 +11,11 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: any f
 
 from ..cli.errors import UsageError
 from ..data.sources import SAMPLE
-from .card import MEASUREMENTS, read_run
-from .folder import CHECKPOINT_FILES
+from .card import fill_eval_results, read_measurements, read_run
+from .folder import CHECKPOINT_FILES, MEASUREMENTS, OWN_FILES
 
 logger = logging.getLogger(__name__)
 
-# What goes to the Hub. A folder can hold other files, too: training checkpoints, logs, tokens.
-RECORDS = ("run.json", "all_results.json", "history.json", *(f"{name}.json" for name in MEASUREMENTS))
-UPLOADED = (*CHECKPOINT_FILES, *RECORDS, ".eval_results/*.yaml", "digit-?.png")
 # Seconds before a failed push is repeated. huggingface_hub repeats single requests on its own, with longer waits.
 RETRY_WAITS = (2, 8)
 
@@ -28,7 +25,8 @@ def push(
     allow_sample: bool = False,
 ) -> str:  # fmt: skip
     """Upload a complete checkpoint folder in one commit. Creates the repository, `name` or `namespace/name`, if need
-    be. Pushing an unchanged folder commits nothing. Returns the address of the repository.
+    be. Records and results in the repository that this folder lacks are deleted there: they describe other weights.
+    Pushing an unchanged folder commits nothing. Returns the address of the repository.
 
     `token` defaults to that of `hf auth login` or `HF_TOKEN`. `private` applies to new repositories, by default as the
     namespace is set. `allow_sample` allows a model trained on the bundled sample.
@@ -37,13 +35,15 @@ def push(
         UsageError: no complete checkpoint, a model of the bundled sample, an impossible name, a card that the Hub
             rejects, or a token that is missing or has no right to write there.
         ConnectionError: the Hub cannot be reached, or failed each time.
+        OSError: a file of the folder cannot be read.
     """
     folder = Path(folder)
     _check_pushable(folder, allow_sample)
+    files = _files_to_push(folder)
     api = huggingface_hub.HfApi(token=token)
     for wait in (*RETRY_WAITS, None):
         try:
-            return _upload(api, folder, repo_id, private)
+            return _upload(api, folder, files, repo_id, private)
         except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: of hf_xet
             if wait is None or not _is_temporary(error):
                 raise _explain(error, folder, repo_id) from error
@@ -67,12 +67,30 @@ def _check_pushable(folder: Path, allow_sample: bool) -> None:
         )
 
 
-def _upload(api: huggingface_hub.HfApi, folder: Path, repo_id: str, private: bool | None) -> str:
+def _files_to_push(folder: Path) -> list[str]:
+    """Those of [`OWN_FILES`] in a folder that describe its weights."""
+    files = {path.relative_to(folder).as_posix() for pattern in OWN_FILES for path in folder.glob(pattern)}
+    described = set()
+    if (folder / "run.json").is_file():  # an imported checkpoint has none
+        run, results = read_run(folder)
+        described = {*fill_eval_results(results), *(f"{name}.json" for name in read_measurements(folder, run))}
+    doubtful = {name for name in files if name.startswith(".eval_results/")} | {
+        f"{name}.json" for name in MEASUREMENTS
+    }
+    if stale := sorted(files & doubtful - described):
+        logger.warning("Not pushing %s: not a result of this run.", ", ".join(stale))
+    return sorted(files - set(stale))
+
+
+def _upload(
+    api: huggingface_hub.HfApi, folder: Path, files: list[str], repo_id: str, private: bool | None
+) -> str:  # fmt: skip
     repo = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(
         folder_path=folder,
         repo_id=repo.repo_id,
-        allow_patterns=list(UPLOADED),
+        allow_patterns=files,
+        delete_patterns=list(OWN_FILES),
         commit_message="Upload vit-mnist checkpoint",
         # The Hub rejects (412) a repeated commit whose first answer was lost, since its parent has changed.
         parent_commit=api.model_info(repo.repo_id).sha,
@@ -93,7 +111,10 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _explain(error: Exception, folder: Path, repo_id: str) -> Exception:
-    """The error for the user: a [`UsageError`] if the user can correct it."""
+    """The error for the user: a [`UsageError`] if the user can correct it, an `OSError` for a file of the folder."""
+    is_connection = isinstance(error, (HTTPError, ConnectionError, TimeoutError))
+    if isinstance(error, OSError) and error.errno is not None and not is_connection:
+        return OSError(error.errno, f"Cannot read the folder to push to {repo_id}: {error.strerror}", error.filename)
     safe = f"The checkpoint in {folder} is complete. To retry, run the same command."
     advice = {
         401: "needs a valid token (401): run `hf auth login` or pass --hub_token",
