@@ -1,21 +1,35 @@
-"""A checkpoint as transformers' own ViT, as a timm model, and back. Exports keep the bits of all weights."""
+"""A checkpoint as transformers' own ViT, and back. Exports keep the bits of all weights, and lose no setting
+silently."""
 
-import json
-import math
+import logging
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers.models.vit import ViTConfig, ViTForImageClassification
 
 from ..cli.errors import UsageError
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
+from .folder import check_dtypes, find_non_finite, read_record
+from .settings import (
+    BASE_FIELDS,
+    INITIALIZATION,
+    UNUSED,
+    changed_fields,
+    describe_losses,
+    fold_channels,
+    own_processor,
+    refuse,
+)
+from .timm import from_timm, import_timm, read_state
+
+logger = logging.getLogger(__name__)
 
 # Names of our parameters, which are timm's with the prefix `vit.`, and of transformers' ViT.
 HF_VIT_NAMES = (
@@ -29,12 +43,10 @@ HF_VIT_NAMES = (
     (r"vit\.norm", "vit.layernorm"),
     (r"head", "classifier"),
 )
-# Fields that both configurations have.
-SHARED_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "image_size", "patch_size", "qkv_bias",
-    "id2label", "label2id",
-)  # fmt: skip
+# Fields that both configurations have, but for what `save_pretrained` records itself.
+SHARED_FIELDS = {field.name for field in fields(VitMnistConfig)} & {field.name for field in fields(ViTConfig)} - {
+    "architectures", "dtype", "transformers_version",
+}  # fmt: skip
 # Weights of red, green and blue. With any weights that add up to 1, a gray image has the same logits. Powers of two
 # keep the bits of the network's weights.
 CHANNEL_WEIGHTS = (0.25, 0.5, 0.25)
@@ -53,7 +65,9 @@ def to_hf_vit(state: State) -> State:
             continue
         for ours, theirs in HF_VIT_NAMES:
             if re.match(ours + r"(\.|$)", name):
-                renamed[re.sub("^" + ours, theirs, name)] = tensor
+                name = re.sub("^" + ours, theirs, name)
+                break
+        renamed[name] = tensor
     return renamed
 
 
@@ -62,140 +76,122 @@ def from_hf_vit(state: State, expected: State) -> State:
     return {name: torch.cat([state[theirs] for theirs in to_hf_vit({name: own})]) for name, own in expected.items()}
 
 
-def hf_vit_config(config: VitMnistConfig, num_channels: int) -> ViTConfig:
-    return ViTConfig(**{name: getattr(config, name) for name in SHARED_FIELDS}, num_channels=num_channels)
+def hf_vit_config(config: VitMnistConfig, num_channels: int | None = None) -> ViTConfig:
+    """The config of transformers' ViT. Raises [`UsageError`] for a setting that it lacks."""
+    refuse("transformers' ViT", changed_fields(config, besides=SHARED_FIELDS | INITIALIZATION | BASE_FIELDS))
+    # ViT does not read `initializer`. It is there for the way back.
+    shared = {name: getattr(config, name) for name in {*SHARED_FIELDS, "initializer"}}
+    return ViTConfig(**shared | {"num_channels": num_channels or config.num_channels})
 
 
 def hf_vit_model(model: VitMnistForImageClassification, rgb: bool = False) -> ViTForImageClassification:
     """transformers' own class with our weights: the same logits, to rounding. `rgb` gives it three channels instead of
-    one, for pipelines, which convert every image to RGB."""
+    one, for pipelines, which convert every image to RGB. Raises [`UsageError`] if it cannot represent the network."""
     state = to_hf_vit(model.state_dict())
-    if rgb:
+    channels = model.config.num_channels
+    if rgb and channels == 1:
         state[PATCH_WEIGHT] = torch.cat([weight * state[PATCH_WEIGHT] for weight in CHANNEL_WEIGHTS], dim=1)
-    theirs = ViTForImageClassification(hf_vit_config(model.config, 3 if rgb else 1)).to(model.dtype)
+        channels = 3
+    theirs = ViTForImageClassification(hf_vit_config(model.config, channels)).to(model.dtype)
+    if extra := sorted(state.keys() - theirs.state_dict().keys()):
+        raise UsageError(f"Cannot convert the weights {extra[0]}: transformers' ViT has none of this name.")
     theirs.load_state_dict(state)
     return theirs.eval()
 
 
 def hf_vit_processor(processor: VitMnistImageProcessor, channels: int):
+    """transformers' processor with our settings, but for [`FRAMING`]."""
     from transformers.models.vit import ViTImageProcessor  # here, since it warns if torchvision is missing
 
-    size = {"height": processor.size["height"], "width": processor.size["width"]}
-    return ViTImageProcessor(
-        size=size, resample=processor.resample, rescale_factor=processor.rescale_factor,
-        image_mean=list(processor.image_mean) * channels, image_std=list(processor.image_std) * channels,
-    )  # fmt: skip
+    settings = {name: getattr(processor, name) for name in ViTImageProcessor().to_dict().keys() - UNUSED}
+    settings |= {name: bool(value) for name, value in settings.items() if name.startswith("do_")}
+    settings |= {name: [float(np.ravel(settings[name])[0])] * channels for name in ("image_mean", "image_std")}
+    size = {side: processor.size[side] for side in ("height", "width")}
+    return ViTImageProcessor(**settings | {"size": size})
 
 
-def export_vit(model, processor, folder: Path, rgb: bool = False) -> None:
-    """Folder of a [`transformers.ViTForImageClassification`] that loads with transformers alone."""
-    hf_vit_model(model, rgb).save_pretrained(folder)
-    hf_vit_processor(processor, 3 if rgb else 1).save_pretrained(folder)
-
-
-def export_timm(model, processor, folder: Path) -> None:
-    """Folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads with every weight."""
-    config = model.config
-    state = {name.removeprefix("vit."): tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    network = {
-        "img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.num_channels,
-        "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.mlp_ratio, "qkv_bias": config.qkv_bias,
-    }  # fmt: skip
-    pretrained = {
-        "num_classes": config.num_labels, "input_size": [config.num_channels, config.image_size, config.image_size],
-        "fixed_input_size": True, "interpolation": "bilinear", "crop_pct": 1.0, "mean": list(processor.image_mean),
-        "std": list(processor.image_std), "first_conv": "patch_embed.proj", "classifier": "head",
-        "label_names": [config.id2label[index] for index in range(config.num_labels)],
-    }  # fmt: skip
-    record = {
-        "architecture": "vit_tiny_patch16_224", "num_classes": config.num_labels, "num_features": config.hidden_size,
-        "model_args": network, "pretrained_cfg": pretrained,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def export_vit(model, processor, folder: Path, rgb: bool = False) -> list[str]:
+    """Folder of a [`transformers.ViTForImageClassification`] that loads with transformers alone. Like all exports, it
+    returns a sentence for each setting that is lost, and raises [`UsageError`] if the logits would change."""
+    theirs = hf_vit_model(model, rgb)
+    stock = hf_vit_processor(processor, theirs.config.num_channels)
+    lost = describe_losses(processor, "transformers' ViT", stock.to_dict())
+    theirs.save_pretrained(folder)
+    stock.save_pretrained(folder)
+    return lost
 
 
 def import_checkpoint(
     path: str | Path, num_attention_heads: int = VitMnistConfig.num_attention_heads
 ) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
     """Convert a checkpoint to ours: the folder of a transformers ViT or a timm model, or a `.pth`, `.pt`, `.bin` or
-    `.safetensors` file with timm's names, which does not contain the number of heads. Raises [`UsageError`] if it is
-    missing, cannot be read, or is a network that ours cannot represent."""
+    `.safetensors` file with timm's names, which contains neither the number of heads nor the normalization. What had
+    to be assumed is logged. Raises [`UsageError`] if it is missing, cannot be read, is not finite, or does what ours
+    cannot."""
     path = Path(path)
     if not path.is_dir():
-        return _from_timm(_read_state(path), num_attention_heads), VitMnistImageProcessor()
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} holds no readable config.json: {error}") from error
-    if config.get("model_type") == "vit":
-        return _import_hf_vit(path)
-    if "model_args" not in config:
-        raise UsageError(f"{path} holds neither a transformers ViT nor a timm model with model_args.")
-    heads = config["model_args"].get("num_heads", num_attention_heads)
-    pretrained = config.get("pretrained_cfg", {})
-    model = _from_timm(_read_state(path / "model.safetensors"), heads, pretrained.get("label_names"))
-    return model, _own_processor(path, pretrained.get("mean"), pretrained.get("std"))
-
-
-def _read_state(path: Path) -> State:
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors raise exceptions of their own
-        kind = "a safetensors file" if path.suffix == ".safetensors" else "a .pth file of plain tensors"
-        raise UsageError(f"Cannot read the weights in {path}: this is not {kind}.") from error
-    for name in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or "patch_embed.proj.weight" not in state:
-        raise UsageError(f"{path} holds no state dict with timm's names: patch_embed.proj.weight is missing.")
-    return state
-
-
-def _from_timm(state: State, num_heads: int, names: list[str] | None = None) -> VitMnistForImageClassification:
-    try:
-        width, channels, patch, _ = state["patch_embed.proj.weight"].shape
-        config = VitMnistConfig(
-            hidden_size=width, num_channels=channels, patch_size=patch, num_attention_heads=num_heads,
-            image_size=patch * math.isqrt(state["pos_embed"].shape[1] - 1),
-            num_hidden_layers=sum(name.endswith(".norm1.weight") for name in state),
-            intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
-            qkv_bias="blocks.0.attn.qkv.bias" in state,
-            id2label=dict(enumerate(names or map(str, range(state["head.weight"].shape[0])))),
+        model = from_timm(read_state(path), num_attention_heads)
+        logger.warning(
+            "%s records neither heads nor normalization: assuming --num_attention_heads %d, and MNIST's mean and "
+            "standard deviation.", path, num_attention_heads,
         )  # fmt: skip
-        model = VitMnistForImageClassification(config)
-        model.load_state_dict({name if name.startswith("head.") else f"vit.{name}": t for name, t in state.items()})
-    except (KeyError, RuntimeError, ValueError, StrictDataclassError) as error:
-        raise UsageError(f"These weights do not match a ViT classifier: {' '.join(str(error).split())}") from error
-    return model
+        processor = VitMnistImageProcessor(size=model.config.image_size)
+    else:
+        record = read_record(path / "config.json")
+        if not isinstance(record, dict) or (record.get("model_type") != "vit" and "architecture" not in record):
+            raise UsageError(f"{path} holds neither a transformers ViT nor a timm model.")
+        model, processor = (_import_hf_vit if record.get("model_type") == "vit" else import_timm)(path)
+    if fault := find_non_finite(model):
+        raise UsageError(f"Cannot use the checkpoint in {path}: {fault}.")
+    return model, processor
 
 
 def _import_hf_vit(folder: Path) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
+    check_dtypes(str(folder))
     try:
         theirs, info = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, StrictDataclassError) as error:
         raise UsageError(f"Cannot read the checkpoint in {folder}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise UsageError(f"The checkpoint in {folder} is incomplete: {missing[0]} is missing.")
+    # A classifier has neither of these, though a file can hold them.
+    unused = ("vit.pooler.", "vit.embeddings.mask_token")
+    if extra := sorted(name for name in info["unexpected_keys"] if not name.startswith(unused)):
+        raise UsageError(f"The weights in {folder} do not match its config.json: {extra[0]} is left over.")
     config = theirs.config
     if config.num_channels not in (1, 3):
         raise UsageError(f"{folder} holds a network with {config.num_channels} channels: only 1 or 3 can be imported.")
+    decoder_and_pooler = {"encoder_stride", "pooler_act", "pooler_output_size"}
+    refuse("vit-mnist", changed_fields(config, besides=SHARED_FIELDS | BASE_FIELDS | decoder_and_pooler))
+    values = {name: getattr(config, name) for name in SHARED_FIELDS} | {"num_channels": 1}
+    for name in ("image_size", "patch_size"):
+        sides = {*np.ravel(values[name]).tolist()}
+        if len(sides) > 1:
+            raise UsageError(f"{folder} has {name} {values[name]}: only squares can be imported.")
+        values[name] = min(sides)
     state = theirs.state_dict()
-    state[PATCH_WEIGHT] = state[PATCH_WEIGHT].sum(1, keepdim=True)  # the effect of a gray image
-    own = VitMnistConfig(**{name: getattr(config, name) for name in SHARED_FIELDS})
-    model = VitMnistForImageClassification(own).to(theirs.dtype)
-    model.load_state_dict(from_hf_vit(state, model.state_dict()))
-    record = folder / "preprocessor_config.json"
-    settings = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return model, _own_processor(folder, settings.get("image_mean"), settings.get("image_std"), config.image_size)
+    state[PATCH_WEIGHT] = fold_channels(state[PATCH_WEIGHT])
+    try:
+        own = VitMnistConfig(**values, initializer=getattr(config, "initializer", "trunc_normal"))
+        model = VitMnistForImageClassification(own).to(theirs.dtype)
+        model.load_state_dict(from_hf_vit(state, model.state_dict()))
+    except (KeyError, RuntimeError, ValueError, StrictDataclassError) as error:
+        raise UsageError(f"{folder} holds a ViT that cannot be imported: {' '.join(str(error).split())}") from error
+    return model, _import_hf_vit_processor(folder, own.image_size)
 
 
-def _own_processor(
-    folder: Path, mean: list[float] | None, std: list[float] | None, image_size: int = VitMnistConfig.image_size
-) -> VitMnistImageProcessor:
-    values: dict[str, Any] = {"image_mean": mean, "image_std": std}
-    for name, value in values.items():
-        if value and len(set(value)) > 1:
-            raise UsageError(f"{folder} normalizes colors differently ({name} {value}); a grayscale processor cannot.")
-    return VitMnistImageProcessor(size=image_size, **{name: value[:1] for name, value in values.items() if value})
+def _import_hf_vit_processor(folder: Path, image_size: int) -> VitMnistImageProcessor:
+    from transformers.models.vit import ViTImageProcessor  # here, since it warns if torchvision is missing
+
+    if not (folder / "preprocessor_config.json").is_file():
+        logger.warning("%s has no preprocessor_config.json: assuming MNIST's mean and standard deviation.", folder)
+        return VitMnistImageProcessor(size=image_size)
+    record = read_record(folder / "preprocessor_config.json")
+    kind = str(record.get("image_processor_type", record.get("feature_extractor_type", "ViTImageProcessor")))
+    if not re.fullmatch(r"ViT(ImageProcessor(Fast|Pil)?|FeatureExtractor)", kind):
+        raise UsageError(f"{folder} has a processor of type {kind!r}: only ViTImageProcessor can be imported.")
+    try:
+        settings = ViTImageProcessor(**record).to_dict()  # with its defaults
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Cannot read preprocessor_config.json in {folder}: {error}") from error
+    return own_processor(folder, settings, image_size)

@@ -1,21 +1,25 @@
 """Convert a checkpoint to a form that needs none of this code, or back."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import jinja2
+from huggingface_hub import ModelCardData, metadata_load
 
 from ..cli.arguments import arg
 from ..cli.errors import UsageError
 from ..cli.files import check_writable, replacing_files
 from ..configuration_vit_mnist import VitMnistConfig
-from .convert import export_timm, export_vit, import_checkpoint
+from .convert import export_vit, import_checkpoint
 from .folder import DEFAULT_MODEL, load_checkpoint, save_checkpoint
 from .onnx import export_onnx, quiet
+from .timm import export_timm
 
-FORMATS: dict[str, Callable] = {
+# Each writes a folder from a model and a processor, and returns a sentence for each setting that is lost.
+FORMATS: dict[str, Callable[..., list[str]]] = {
     "vit": export_vit, "vit-rgb": partial(export_vit, rgb=True), "timm": export_timm, "onnx": export_onnx,
 }  # fmt: skip
 FORMAT_HELP = (
@@ -40,21 +44,38 @@ def run_export(args: ExportArguments) -> None:
     """Write the folder completely or not at all. Raises [`UsageError`] if the folder is not empty, or the checkpoint
     is missing or cannot be converted."""
     folder = Path(args.output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not empty: choose another --output.")
+    if os.path.isfile(folder):
+        raise UsageError(f"{folder} is a file: choose another --output.")
     check_writable(folder)
-    name = Path(args.model).name
+    if any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: choose another --output.")
+    name = " ".join(Path(args.model).resolve().name.split())
+    lost: list[str] = []
     if args.format == "import":
         model, processor = import_checkpoint(args.model, args.num_attention_heads)
         card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
         save_checkpoint(folder, model, processor, card, records={})
     else:
         model, processor = load_checkpoint(args.model)
-        library = {"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers")
-        template = jinja2.Template(Path(__file__).with_name("export_card.md").read_text(encoding="utf-8"))
         with replacing_files(folder) as staging, quiet():
-            FORMATS[args.format](model.eval(), processor, staging)
-            card = template.render(library=library, name=name, format=args.format)
-            (staging / "README.md").write_text(card + "\n", encoding="utf-8")
+            lost = FORMATS[args.format](model.eval(), processor, staging)
+            card = fill_export_card(args, name, model.config.image_size, lost)
+            (staging / "README.md").write_text(card, encoding="utf-8")
+    for sentence in lost:
+        print(f"Not exported: {sentence}")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"{path.stat().st_size:>9,} bytes  {path}")
+
+
+def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: list[str]) -> str:
+    """The card of an export, with the license, the tags and the data of the checkpoint's own card, if it has one."""
+    original = Path(args.model, "README.md")
+    known = (metadata_load(original) if original.is_file() else None) or {}
+    data = ModelCardData(
+        library_name={"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers"),
+        pipeline_tag="image-classification", ignore_metadata_errors=True,
+        **{key: known[key] for key in ("license", "tags", "datasets") if known.get(key)},
+    )  # fmt: skip
+    template = jinja2.Template(Path(__file__).with_name("export_card.md").read_text(encoding="utf-8"))
+    values = {"name": name, "format": args.format, "size": image_size, "lost": lost}
+    return template.render(metadata=data.to_yaml(), **values) + "\n"

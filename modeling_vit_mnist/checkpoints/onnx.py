@@ -1,5 +1,6 @@
 """A checkpoint as ONNX files, laid out for transformers.js."""
 
+import copy
 import json
 import logging
 import warnings
@@ -14,6 +15,7 @@ from torch import nn
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .convert import CHANNEL_WEIGHTS, hf_vit_config, hf_vit_processor
+from .settings import describe_losses, normalization, refuse
 
 
 class EndToEndModel(nn.Module):
@@ -22,11 +24,11 @@ class EndToEndModel(nn.Module):
     def __init__(self, model: VitMnistForImageClassification, processor: VitMnistImageProcessor):
         super().__init__()
         self.model = model
-        self.factor, self.mean, self.std = processor.rescale_factor, processor.image_mean[0], processor.image_std[0]
+        self.mean, self.std = normalization(processor)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixel_values = (images.unsqueeze(1).float() * self.factor - self.mean) / self.std
-        return self.model(pixel_values).logits.softmax(-1)
+        pixel_values = (images.unsqueeze(1).float() / 255 - self.mean) / self.std
+        return self.model(pixel_values, return_dict=True).logits.softmax(-1)
 
 
 class LogitsModel(nn.Module):
@@ -41,10 +43,10 @@ class LogitsModel(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         gray = (self.weights * pixel_values).sum(1, keepdim=True)  # a single channel is broadcast to three
-        return self.model(gray).logits
+        return self.model(gray, return_dict=True).logits
 
 
-def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageProcessor, folder: Path) -> None:
+def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageProcessor, folder: Path) -> list[str]:
     """Write ONNX files with a dynamic batch and the class names in their metadata:
 
     - `onnx/model.onnx`: `pixel_values` `(batch, channels, height, width)`, float32, with one channel or three, to
@@ -54,15 +56,24 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
       `(batch, classes)`.
 
     And `config.json` and `preprocessor_config.json` of transformers' ViT with three channels, for transformers.js.
+    Returns a sentence for each setting that is lost. Raises [`UsageError`] if the results would change.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = model.eval()
+    if model.config.num_channels != 1:
+        refuse("the ONNX export, which takes gray images,", {"num_channels": model.config.num_channels})
+    if model.config.problem_type not in (None, "single_label_classification"):
+        refuse("the ONNX export, which ends in a softmax,", {"problem_type": model.config.problem_type})
+    config, stock = hf_vit_config(model.config, 3), hf_vit_processor(processor, 3)
+    lost = describe_losses(processor, "ONNX", stock.to_dict())
+    if model.dtype != torch.float32:
+        lost.append(f"The weights were {str(model.dtype).removeprefix('torch.')} and are float32 here.")
+    model = copy.deepcopy(model).float().eval()
     model.set_attn_implementation("eager")
     side = model.config.image_size
     target = folder / "onnx"
     target.mkdir()
-    labels = json.dumps(list(model.config.id2label.values()))
+    labels = json.dumps([config.id2label[index] for index in range(config.num_labels)])
     # With one image, the exporter would take the batch size for a constant.
     pixel_values, images = torch.zeros(2, 1, side, side), torch.zeros(2, side, side, dtype=torch.uint8)
     _write_onnx(LogitsModel(model), pixel_values, "pixel_values", "logits", labels, target / "model.onnx")
@@ -71,8 +82,9 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     with quiet():
         options = {"weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gemm"]}
         quantize_dynamic(target / "model.onnx", target / "model_quantized.onnx", per_channel=True, **options)
-    hf_vit_config(model.config, 3).save_pretrained(folder)
-    hf_vit_processor(processor, 3).save_pretrained(folder)
+    config.save_pretrained(folder)
+    stock.save_pretrained(folder)
+    return lost
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+"""Settings of a network and a processor on their way to another format and back: none is lost silently."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from ..cli.errors import UsageError
+from ..image_processing_vit_mnist import VitMnistImageProcessor
+from .folder import find_fault
+
+logger = logging.getLogger(__name__)
+
+# Fields of every transformers config: what a forward pass returns, how a loss is computed, what was saved.
+BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
+# Settings that do not change a trained network's logits: the initialization of new weights.
+INITIALIZATION = {"initializer", "initializer_range"}
+# Settings about the image before it is rescaled. No other format has them.
+FRAMING = ("do_invert", "do_center", "background")
+# Entries of a saved processor that are not settings, or do nothing by themselves.
+UNUSED = {
+    "auto_map", "crop_size", "data_format", "do_convert_rgb", "feature_extractor_type", "image_processor_type",
+    "image_seq_length", "input_data_format", "pad_size", "processor_class", "return_tensors",
+}  # fmt: skip
+
+
+def refuse(target: str, settings: dict[str, Any]) -> None:
+    """Raise [`UsageError`] if `target` would lose one of the settings."""
+    for name, value in settings.items():
+        raise UsageError(f"Cannot convert {name}={value!r}: {target} has no such setting.")
+
+
+def changed_fields(config: PreTrainedConfig, besides: Collection[str]) -> dict[str, Any]:
+    """Fields of a config that differ from its class's defaults, but for those in `besides`."""
+    default = type(config)()
+    values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in besides}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def describe_losses(processor: VitMnistImageProcessor, target: str, carried: Collection[str]) -> list[str]:
+    """One sentence for each setting of a processor that differs from the default and that `target` lacks. Raises
+    [`UsageError`] if it is not about framing, which the user can do before."""
+    default = VitMnistImageProcessor()
+    lost = {
+        name: value for name, value in processor.to_dict().items()
+        if name not in UNUSED and name not in carried and (value or None) != (getattr(default, name, None) or None)
+    }  # fmt: skip
+    refuse(target, {name: value for name, value in lost.items() if name not in (*FRAMING, "do_resize")})
+    return [
+        f"{name}={value!r} has no counterpart in {target}. Prepare images with VitMnistImageProcessor."
+        for name, value in lost.items()
+    ]
+
+
+def normalization(processor: VitMnistImageProcessor) -> tuple[float, float]:
+    """Mean and standard deviation that do to pixels in [0, 1] what the processor does to the same pixels as uint8."""
+    factor = processor.rescale_factor if processor.do_rescale else 1
+    mean, std = (float(np.ravel(value)[0]) for value in (processor.image_mean, processor.image_std))
+    mean, std = (mean, std) if processor.do_normalize else (0.0, 1.0)
+    return mean / (255 * factor), std / (255 * factor)
+
+
+def own_processor(folder: Path, settings: dict[str, Any], image_size: int) -> VitMnistImageProcessor:
+    """Our processor with the settings of another. Raises [`UsageError`] for one that ours lacks."""
+    known = VitMnistImageProcessor().to_dict().keys()
+    refuse("vit-mnist", {k: value for k, value in settings.items() if value and k not in {*known, *UNUSED}})
+    own = {name: value for name, value in settings.items() if name in known - UNUSED}
+    for name in ("image_mean", "image_std"):
+        if len(set(np.ravel(own[name]).tolist())) > 1:
+            raise UsageError(
+                f"{folder} normalizes colors differently ({name} {own[name]}); a grayscale processor cannot."
+            )
+        own[name] = np.ravel(own[name])[:1].tolist()
+    processor = VitMnistImageProcessor(**own)
+    if fault := find_fault(processor, image_size):
+        raise UsageError(f"Cannot use the checkpoint in {folder}: {fault}.")
+    return processor
+
+
+def fold_channels(weight: torch.Tensor) -> torch.Tensor:
+    """Patch projection for one channel, of shape `(width, 1, height, width)`, that does to a gray image what `weight`
+    does to the same image in all of its channels."""
+    if weight.shape[1] > 1:
+        logger.warning("Adding up %d channels: the imported network takes gray images only.", weight.shape[1])
+    return weight.sum(1, keepdim=True)
