@@ -32,12 +32,20 @@ class DataArguments:
         "Stream the images instead of holding them in memory. Training images are decoded again in every epoch. A "
         "hash of each image decides whether it is held out for validation (1/12, at most 5,000).",
     )
-    skip_bad_images: bool = arg(False, "Skip images that cannot be read, with a warning, instead of stopping.")
+    skip_bad_images: bool = arg(
+        False,
+        "Skip images that cannot be read, with a warning, instead of stopping. To count a stream, decode it first.",
+    )
 
     def __post_init__(self):
         for name in ("num_labels", "max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}.")
-        if self.validation_size is not None and self.validation_size <= 0:
-            raise UsageError(f"--validation_size must be positive, got {self.validation_size:g}.")
+        size = self.validation_size
+        if size is not None and not size > 0:  # also true for NaN
+            raise UsageError(f"--validation_size must be positive, got {size:g}.")
+        if size is not None and size >= 1 and not float(size).is_integer():
+            raise UsageError(f"--validation_size must be a whole number or a fraction below 1, got {size:g}.")
+        if not 0 <= self.split_seed < 2**32:
+            raise UsageError(f"--split_seed must lie in 0 to {2**32 - 1}, got {self.split_seed}.")

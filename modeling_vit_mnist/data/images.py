@@ -11,8 +11,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
+import PIL
 import torch
+from datasets.utils.file_utils import xopen
 
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
@@ -20,8 +21,7 @@ from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
-# Raised for files and arrays that are not readable images.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, PIL.Image.DecompressionBombError)
+MAX_PIXELS = 50_000_000  # of decoded images before they are resized: several photos, or all digits of a chunk
 
 
 @dataclass
@@ -76,61 +76,94 @@ class ImageDataset(torch.utils.data.Dataset):
         return replace(parts[0], images=torch.cat(images), labels=torch.cat(labels))
 
 
-def find_columns(dataset: Any, args: DataArguments) -> tuple[str, str]:
-    """The columns of images and labels, or [`UsageError`] if the dataset has none."""
+def find_columns(dataset: Any, split: str, args: DataArguments) -> tuple[str, str]:
+    """The columns of images and labels of a split, or [`UsageError`] if it has none."""
     found = []
-    kinds: dict[str, tuple[type, ...]] = {"image": (datasets.Image, datasets.Array2D), "label": (datasets.ClassLabel,)}
+    arrays = (datasets.Image, datasets.Array2D, datasets.Array3D)
+    kinds: dict[str, tuple[type, ...]] = {"image": arrays, "label": (datasets.ClassLabel,)}
     for name, kind in kinds.items():
         column = getattr(args, f"{name}_column_name")
         if column is None:
             column = next((column for column, feature in dataset.features.items() if isinstance(feature, kind)), name)
         if column not in dataset.column_names:
-            raise UsageError(
-                f"The dataset has no column {column!r}, only {', '.join(dataset.column_names)}: pass "
-                f"--{name}_column_name."
-            )
+            listed = ", ".join(dataset.column_names[:10]) + (", ..." if len(dataset.column_names) > 10 else "")
+            raise UsageError(f"The {split} split has no column {column!r}, only {listed}: pass --{name}_column_name.")
+        if column in found:
+            raise UsageError(f"The column {column!r} cannot hold both images and labels: pass --{name}_column_name.")
         found.append(column)
     return found[0], found[1]
 
 
 def without_decoding(dataset: Any, image_column: str) -> Any:
-    """The dataset with its images as encoded files, so that a corrupt one can be named, or as arrays."""
-    if isinstance(dataset.features[image_column], datasets.Image):
+    """The dataset with its images as encoded files, so that a corrupt one can be named, or as arrays. Bytes and
+    strings are encoded files and paths."""
+    feature = dataset.features[image_column]
+    is_encoded = getattr(feature, "dtype", None) in ("binary", "large_binary", "string", "large_string")
+    if isinstance(feature, datasets.Image) or is_encoded:
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     return dataset.with_format("numpy")
 
 
+def read_encoded(item: dict[str, Any]) -> bytes:
+    """Content of an encoded image, as `datasets.Image(decode=False)` gives it: in memory, in a file or at a URL."""
+    content, path = item.get("bytes"), item.get("path")
+    if content is None and path is None:
+        raise ValueError("there is no image")
+    if content is None:
+        with (xopen if "://" in path else open)(path, "rb") as file:
+            content = file.read()
+    return content
+
+
 def decode_images(
-    items: Sequence[Any], names: Sequence[str], processor: VitMnistImageProcessor, skip_bad_images: bool
-) -> tuple[torch.Tensor, list[int]]:
+    items: Sequence[Any], names: Sequence[str], processor: VitMnistImageProcessor, skip_bad_images: bool,
+    is_quiet: bool = False,
+) -> tuple[torch.Tensor, list[int]]:  # fmt: skip
     """Decode images, make them grayscale and resize them.
 
     Args:
-        items: Encoded files, as `datasets.Image(decode=False)` gives them, or arrays.
+        items: Encoded files, as `datasets.Image(decode=False)` gives them, or arrays. `None` is a missing image.
         names: What messages call the items without a path.
         processor ([`VitMnistImageProcessor`]): Does the work.
         skip_bad_images: Skip images that cannot be read, with a warning, instead of raising [`UsageError`].
+        is_quiet: Skip without a warning.
 
     Returns a `torch.Tensor` of shape `(n, height, width)`, uint8 (float32 in [0, 1] if an image holds floats), and the
     `n` indices of the items that were read.
     """
-    images, kept = [], []
+    parts, batch, pixels, kept = [], [], 0, []
     for index, item in enumerate(items):
         try:
+            if item is None:
+                raise ValueError("there is no image")
             image: Any = np.asarray(item)
             if isinstance(item, dict):
-                image = open_image(item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"]))
-            images.append(processor.process_image(image, processor.background))
-            kept.append(index)
-        except IMAGE_ERRORS as error:
+                image = open_image(io.BytesIO(read_encoded(item)))
+            image = processor.process_image(image, processor.background)
+            size = (processor.size["height"], processor.size["width"])
+            if image.shape != size and not (processor.do_resize or processor.do_center):
+                raise ValueError(f"it has {image.shape} pixels, and the processor takes {size} without resizing")
+        except Exception as error:  # Pillow's decoders raise exceptions of many kinds for corrupt files
             name = (item.get("path") if isinstance(item, dict) else None) or names[index]
+            is_unknown = isinstance(error, PIL.UnidentifiedImageError)
+            reason = "no image that Pillow knows" if is_unknown else str(error).rstrip(".") or type(error).__name__
             if not skip_bad_images:
-                reason = str(error).rstrip(".")
                 raise UsageError(
                     f"Cannot read {name}: {reason}. Pass --skip_bad_images to skip such images."
                 ) from error
-            logger.warning("Skipped %s, which cannot be read: %s", name, error)
-    return processor.to_grayscale(images), kept
+            if not is_quiet:
+                logger.warning("Skipped %s, which cannot be read: %s", name, reason)
+            continue
+        kept.append(index)
+        batch.append(image)
+        pixels += image.size
+        if pixels > MAX_PIXELS:
+            parts.append(processor.to_grayscale(batch))
+            batch, pixels = [], 0
+    parts.append(processor.to_grayscale(batch))
+    if any(part.is_floating_point() for part in parts):  # floats are already rescaled
+        parts = [part if part.is_floating_point() else part / 255 for part in parts]
+    return torch.cat(parts), kept
 
 
 def check_labels(labels: np.ndarray, names: list[str], start: int, place: str) -> None:
@@ -139,7 +172,10 @@ def check_labels(labels: np.ndarray, names: list[str], start: int, place: str) -
         raise UsageError(f"The labels must be one integer or string per image, got {labels[:1].tolist()}.")
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if outside.size:
+        label = labels[outside[0]]
+        is_unnamed = names == [str(number) for number in range(len(names))]
+        advice = f" Pass --num_labels {label + 1} or more." if is_unnamed and label > 0 else ""
         raise UsageError(
-            f"Label {labels[outside[0]]} of image {start + outside[0]} of {place} is out of range: there are "
-            f"{len(names)} classes, 0 to {len(names) - 1}."
+            f"Label {label} of image {start + outside[0]} of {place} is out of range: there are {len(names)} classes, "
+            f"0 to {len(names) - 1}.{advice}"
         )

@@ -1,26 +1,40 @@
 """Datasets as they come: from the Hub, a folder, IDX files, or the bundled sample."""
 
+import errno
+import glob
 import gzip
 import logging
 import os
 import re
+import socket
 import struct
 import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet
+from datasets.data_files import FILES_TO_IGNORE, NON_WORDS_CHARS, SPLIT_KEYWORDS, DataFilesList
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.utils import httpx
 
 from ..cli.assets import asset
 from ..cli.errors import UsageError
+from ..cli.files import check_writable
 from .arguments import DATASET_VARIABLE, DEFAULT_DATASET, DataArguments
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "validation", "test")
 SAMPLE = asset("data/mnist-5k")
+TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
+SHARD = r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\..*"  # a file of a split in `datasets`' own layout
 RawDatasets = dict[str, Any]  # DatasetDict or IterableDatasetDict
 
 
@@ -48,10 +62,16 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
     else:
         raise UsageError(f"No dataset folder {name!r}.")
 
-    if isinstance(raw, datasets.Dataset):
-        raw = datasets.DatasetDict({"train": raw})
-    if "train" not in raw and "test" not in raw:
+    if isinstance(raw, (datasets.Dataset, datasets.IterableDataset)):
+        raw = {"train": raw}
+    for other in sorted(set(raw) - set(SPLITS)):
+        split = next((split for split, words in SPLIT_KEYWORDS.items() if other in words), None)
+        if split and str(split) not in raw:
+            raw[str(split)] = raw.pop(other)
+    if not set(raw) & set(SPLITS):
         raise UsageError(f"{name} has neither a train nor a test split, only {', '.join(map(str, raw))}.")
+    if others := sorted(set(raw) - set(SPLITS)):
+        logger.warning("Not using the splits %s of %s.", ", ".join(others), name)
     return raw, name
 
 
@@ -69,10 +89,40 @@ def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
         return datasets.load_dataset(name, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UsageError(f"No folder and no Hub dataset {name!r} (or it is private).") from error
-    except (OSError, huggingface_hub.errors.OfflineModeIsEnabled) as error:
-        raise ConnectionError(
-            f"The Hub cannot be reached and {name} is not cached: pass --dataset_name FOLDER, or try again online."
-        ) from error
+    except Exception as error:
+        if _is_connection_failure(error):
+            raise ConnectionError(
+                f"The Hub cannot be reached and {name} is not cached: pass --dataset_name FOLDER, or try again online."
+            ) from error
+        _blame(error, name)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_connection_failure(error: Exception) -> bool:
+    kinds = (ConnectionError, TimeoutError, socket.gaierror, httpx.TransportError)
+    return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def _blame(error: Exception, dataset: str) -> NoReturn:
+    """Raise what made loading fail: an unwritable cache folder or a full disk is not the dataset's fault."""
+    cause = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+    if cause is not None:
+        try:
+            check_writable(Path(datasets.config.HF_DATASETS_CACHE))
+        except UsageError as unwritable:
+            raise UsageError(
+                f"{str(unwritable).rstrip('.')}. datasets keeps its cache there: set HF_HOME to another folder."
+            ) from error
+        if cause.errno not in (None, errno.ENOENT):
+            raise cause
+    reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+    raise UsageError(f"Cannot read the dataset in {dataset}: {reason[0]}") from error
 
 
 def _hub_is_reachable(timeout: float = 3.0) -> bool:
@@ -93,15 +143,129 @@ def _hub_is_reachable(timeout: float = 3.0) -> bool:
 def _load_from_folder(folder: Path, streaming: bool) -> Any:
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file: a dataset is a folder.")
+    if "::" in str(folder.resolve()):  # fsspec takes it for an address inside an archive
+        raise UsageError(f"datasets cannot read a folder with '::' in its path: rename {folder.resolve()}.")
     try:
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(folder))
-        return _load_idx(folder) or datasets.load_dataset(str(folder), streaming=streaming)
+        saved = [part for part in sorted(folder.iterdir()) if (part / "state.json").is_file()]
+        if saved:
+            return {part.name: datasets.load_from_disk(str(part)) for part in saved}
+        return _load_idx(folder) or _load_files(folder, streaming)
     except UsageError:
         raise
     except Exception as error:  # each format raises exceptions of its own
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"Cannot read the dataset in {folder}: {reason[0]}") from error
+        _blame(error, str(folder))
+
+
+def _load_files(folder: Path, streaming: bool) -> RawDatasets:
+    """A folder of images or tables."""
+    root = folder.resolve()
+    files = _list_files(root)
+    class_names = {file: _class_names(root / file) for file in files if file.suffix == ".parquet"}
+    card = folder / "README.md"
+    names_splits = card.is_file() and re.search("^configs:", card.read_text(encoding="utf-8", errors="replace"), re.M)
+    if names_splits and len(set(class_names.values())) < 2 and not glob.has_magic(str(root)):
+        return datasets.load_dataset(str(folder), streaming=streaming)
+
+    splits = _split_files(_choose_files(files, folder), folder)
+    # `datasets` takes lists of files as they are. It would take characters such as "[" of a path for a pattern.
+    lists = {}
+    for split, chosen in splits.items():
+        paths = [root / file for file in chosen]
+        stats = [path.stat() for path in paths]
+        origins = [(f"{stat.st_mtime_ns} {stat.st_size}",) for stat in stats]  # a changed file is read again
+        lists[split] = DataFilesList(list(map(str, paths)), origins)
+    schemas = {
+        split: {class_names[file] for file in chosen if file in class_names} for split, chosen in splits.items()
+    }
+    for split, found in schemas.items():
+        if len(found) > 1:
+            raise UsageError(f"The files of the {split} split in {folder} name their classes differently.")
+    if len(set(chain(*schemas.values()))) < 2:
+        raw = datasets.load_dataset(str(folder), data_files=lists, streaming=streaming)
+    else:  # loaded at once, all splits would get the class names of the first
+        options = {"path": str(folder), "streaming": streaming}
+        raw = {
+            split: datasets.load_dataset(**options, data_files={split: lists[split]}, split=split) for split in lists
+        }
+    images = [file for file in chain(*splits.values()) if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    if images and all(len(dataset.features) == 1 for dataset in raw.values()):
+        shallow, deep = (pick(images, key=lambda file: len(file.parts)) for pick in (min, max))
+        raise UsageError(
+            f"The images in {folder} have no labels: they need two or more class folders, all at one depth (found "
+            f"{shallow} and {deep}), or a metadata.csv with the columns file_name and label."
+        )
+    return raw
+
+
+def _list_files(root: Path) -> list[Path]:
+    """The files in a folder, relative to it, in the order of their paths, without what `datasets` ignores."""
+    files = []
+    for directory, folders, names in os.walk(root, followlinks=True):
+        real = Path(directory).resolve()
+        folders[:] = [
+            name for name in folders
+            if not name.startswith((".", "__")) and not real.is_relative_to(Path(directory, name).resolve())
+        ]  # fmt: skip
+        files += [Path(directory, name).relative_to(root) for name in names if not name.startswith(".")]
+    ignored = {*FILES_TO_IGNORE, "Thumbs.db", "desktop.ini"}
+    return sorted((file for file in files if file.name not in ignored), key=Path.as_posix)
+
+
+def _choose_files(files: list[Path], folder: Path) -> list[Path]:
+    """The images and their metadata, or the tables of the most common kind. Warns of other files beside images."""
+    images = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
+    kinds = Counter(file.suffix for file in files if file.suffix in TABLES and file not in metadata)
+    if len(images) >= max(1, kinds.total()):
+        chosen = set(images + metadata)
+        if others := [file for file in files if file not in chosen]:
+            logger.warning("Ignoring %d files in %s that are no images, such as %s.", len(others), folder, others[0])
+    else:
+        kind = max(kinds, key=lambda suffix: (kinds[suffix], suffix == ".parquet"), default=None)
+        chosen = {file for file in files if kind in (None, file.suffix)}
+    return [file for file in files if file in chosen]
+
+
+def _split_files(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    """The files of each split, by the names of folders, else of files, as in `datasets`. The outermost name decides. A
+    folder that holds images but neither class folders nor metadata is a class, whatever its name. Warns of files in no
+    split."""
+    is_metadata = {file: file.name in ImageFolder.METADATA_FILENAMES for file in files}
+    are_images = any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files)
+    depth = -2 if are_images and not any(is_metadata.values()) else -1
+    by_folder = {file: _split_of(file.parts[:depth]) for file in files}
+    by_name = {file: _split_of(file.parts[-1:]) for file in files}
+    by_shard = {file: match[1] for file in files if (match := re.fullmatch(SHARD, file.as_posix()))}
+    chosen: Mapping[Path, str | None]
+    if by_shard:
+        chosen = {file: by_shard.get(file) for file in files}
+    elif any(by_folder.values()):
+        chosen = by_folder
+    elif all(by_name.values()) or (any(by_name.values()) and not are_images):
+        chosen = by_name
+    else:
+        chosen = dict.fromkeys(files, "train")
+    if left := [file for file, split in chosen.items() if not split]:
+        logger.warning("Ignoring %d files in %s that are in no split, such as %s.", len(left), folder, left[0])
+    splits = sorted({split for split in chosen.values() if split}, key=lambda split: (split not in SPLITS, split))
+    return {split: [file for file in files if chosen[file] == split] for split in splits}
+
+
+def _split_of(names: tuple[str, ...]) -> str | None:
+    """The split that the first of the names of folders or files with a keyword of `datasets` names."""
+    for name in names:
+        for split, words in SPLIT_KEYWORDS.items():
+            if re.fullmatch(rf"(.*[{NON_WORDS_CHARS}])?({'|'.join(words)})([{NON_WORDS_CHARS}].*)?", name):
+                return str(split)
+    return None
+
+
+def _class_names(file: Path) -> tuple:
+    """Class names in the schema of a parquet file, by column."""
+    features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+    return tuple((name, *kind.names) for name, kind in features.items() if isinstance(kind, datasets.ClassLabel))
 
 
 def _load_idx(folder: Path) -> datasets.DatasetDict | None:

@@ -1,10 +1,13 @@
 """Splits of a dataset: in memory, or as streams."""
 
 import hashlib
+import json
 import logging
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,12 +16,11 @@ from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DEFAULT_DATASET, DataArguments
 from .images import ImageDataset
-from .sources import load_raw
-from .streaming import ImageStream, open_stream
+from .sources import SPLITS, RawDatasets, load_raw
+from .streaming import ALL_HASHES, ImageStream, open_stream
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 MAX_STREAMED_VALIDATION = 5_000
 # MD5 of the uncompressed train-images-idx3-ubyte and t10k-images-idx3-ubyte of LeCun, Cortes and Burges.
 MNIST_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
@@ -30,7 +32,7 @@ def load_images(
     """Load splits of a dataset, out of "train", "validation" and "test", into memory.
 
     A dataset without a validation split has one taken from `train`, stratified by class and seeded. A dataset without
-    a test split has a sixth of `train` taken in the same way.
+    a test split has a sixth of `train` taken in the same way. If a class has too few images, the split is plain.
 
     Raises:
         UsageError: the dataset, a column or a split is missing, empty or unreadable, a label is out of range, or an
@@ -45,23 +47,23 @@ def load_images(
         raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
     if wanted & {"train", "validation"} or "test" not in raw:
         wanted.add("train")
-    streams = {name: open_stream(raw[name], name, source, processor, args) for name in SPLITS if name in raw}
-    survey_text_labels(streams)
+    streams, names = open_splits(raw, source, processor, args)
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
     _recognize_mnist(loaded)
 
     if "test" in wanted and "test" not in raw:
         logger.warning("%s has no test split: holding out a sixth of its train split.", source)
-        loaded["train"], loaded["test"] = _hold_out(loaded["train"], len(loaded["train"]) // 6, args)
+        size = max(1, len(loaded["train"]) // 6)
+        loaded["train"], loaded["test"] = _hold_out(loaded["train"], "test", size, args)
     if wanted & {"train", "validation"} and "validation" not in raw:
-        total = len(loaded["train"])
-        size = total / 12 if args.validation_size is None else args.validation_size
-        size = round(size * total) if size < 1 else round(size)
-        loaded["train"], loaded["validation"] = _hold_out(loaded["train"], size, args)
-    return {
+        size = _validation_size(len(loaded["train"]), args)
+        loaded["train"], loaded["validation"] = _hold_out(loaded["train"], "validation", size, args)
+    taken = {
         name: loaded[name].take(args.max_train_samples if name == "train" else args.max_eval_samples)
         for name in splits
     }
+    _warn_of_untrained_classes({name: dataset.labels.numpy() for name, dataset in taken.items()}, names)
+    return taken
 
 
 def stream_images(
@@ -77,56 +79,136 @@ def stream_images(
     if "train" not in raw and (set(splits) & {"train", *held_out}):
         raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
     origins = {split: split if split in raw else "train" for split in splits}
-    whole = {name: open_stream(raw[name], name, source, processor, args) for name in SPLITS if name in raw}
-    hashes = survey_text_labels(whole)
-    counted = [name for name in set(origins.values()) if len(splits) > 1 or (name == "train" and held_out)]
-    hashes |= {name: whole[name].survey() for name in counted if name not in hashes}
+    whole, names = open_splits(raw, source, processor, args)
+    if len(splits) > 1:
+        for name in dict.fromkeys(origins.values()):
+            whole[name].survey()
+    ranges = {}
+    if held_out and "train" in origins.values():
+        ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args)
 
     streams: dict[str, ImageDataset | ImageStream] = {}
+    classes = {}
     for split, origin in origins.items():
         limit = args.max_train_samples if split == "train" else args.max_eval_samples
         stream = replace(whole[origin], split=split, limit=limit)
-        if origin in hashes:
-            if origin == "train" and held_out:
-                stream.hash_range = _hash_range(split, held_out, len(hashes[origin]), args)
-            low, high = stream.hash_range
-            count = int(((hashes[origin] >= low) & (hashes[origin] < high)).sum())
-            if count == 0:
+        if stream.surveyed is not None:
+            if origin == "train":
+                stream.hash_range = ranges.get(split, ALL_HASHES)
+            classes[split] = stream.contents()[1]
+            stream.num_images = len(classes[split])
+            if stream.num_images == 0:
                 raise UsageError(f"The {split} split of {source} is empty.")
-            stream.num_images = min(count, limit or count)
         streams[split] = stream.take() if split == "validation" else stream
+    _warn_of_untrained_classes(classes, names)
     return streams
 
 
-def survey_text_labels(streams: dict[str, ImageStream]) -> dict[str, np.ndarray]:
-    """Number text labels in the same way in all splits. Returns the hashes of the images of the splits with text."""
-    hashes = {split: stream.survey() for split, stream in streams.items() if not stream.names}
-    names = sorted({name for split in hashes for name in streams[split].names})
-    for split in hashes:
-        streams[split].names = names
-    return hashes
+def fingerprint(splits: Mapping[str, ImageDataset | ImageStream]) -> str:
+    """16 hex digits that depend on the images, labels and class names of each split, and on nothing else. Those of a
+    stream depend on its encoded images, which are read once if they have not been counted."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, split in sorted(splits.items()):
+        images, labels = (
+            split.contents() if isinstance(split, ImageStream) else (split.images.numpy(), split.labels.numpy())
+        )
+        header = [name, split.names, type(split).__name__, images.shape, str(images.dtype), str(labels.dtype)]
+        state.update(json.dumps(header).encode())
+        state.update(np.ascontiguousarray(images).data)
+        state.update(np.ascontiguousarray(labels).data)
+    return state.hexdigest()
 
 
-def _hash_range(split: str, held_out: list[str], total: int, args: DataArguments) -> tuple[int, int]:
-    """The range of hashes of a part of the train split."""
+def open_splits(
+    raw: RawDatasets, source: str, processor: VitMnistImageProcessor, args: DataArguments
+) -> tuple[dict[str, ImageStream], list[str]]:
+    """All splits as streams, with their classes numbered in the same way, by name, and these names. Splits with text
+    labels are surveyed. Raises [`UsageError`] if the classes of the splits cannot be matched, or contradict
+    `--num_labels`."""
+    streams = {name: open_stream(raw[name], name, source, processor, args) for name in SPLITS if name in raw}
+    listed = {name: stream.names for name, stream in streams.items() if stream.has_named_classes}
+    found = {str(label) for stream in streams.values() if stream.is_text for label in stream.survey().labels}
+    names = list(dict.fromkeys(name for own in listed.values() for name in own))
+    are_numbers = all(re.fullmatch("-?[0-9]+", name) for name in found)
+    names += sorted(found - set(names), key=(lambda name: (int(name), name)) if are_numbers else None)
+    if not names:  # integers
+        return streams, next(iter(streams.values())).names
+    if args.num_labels not in (None, len(names)):
+        raise UsageError(f"--num_labels {args.num_labels} contradicts {source}, which names {len(names)} classes.")
+    for split, stream in streams.items():
+        own = listed.get(split, names)
+        if stream.is_text:
+            stream.class_of = {name: number for number, name in enumerate(names)}
+        elif own != names:
+            stream.class_of = {number: names.index(name) for number, name in enumerate(own)}
+        elif split not in listed and names != [str(number) for number in range(len(names))]:
+            shown = ", ".join(names[:5])
+            raise UsageError(f"The {split} split of {source} numbers its classes, another names them ({shown}, ...).")
+        stream.names = names
+    return streams, names
+
+
+def _warn_of_untrained_classes(classes: dict[str, np.ndarray], names: list[str]) -> None:
+    """Warn of classes that other splits hold and `train`, if it is loaded, does not."""
+    for split, held in classes.items():
+        untrained = np.setdiff1d(held, classes.get("train", held))
+        if untrained.size:
+            listed = ", ".join(names[number] for number in untrained)
+            logger.warning("The classes %s of the %s split have no training images.", listed, split)
+
+
+def _validation_size(total: int, args: DataArguments) -> int:
+    """How many of `total` images are held out for validation."""
+    size = args.validation_size
+    if size is None:
+        return max(1, round(total / 12))
+    return round(size * total) if size < 1 else round(size)
+
+
+def _check_held_out(size: float, total: int, split: str) -> None:
+    if not 1 <= size < total:
+        advice = " or pass another --validation_size" if split == "validation" else ""
+        raise UsageError(f"Cannot hold out {size:g} of {total} images for {split}: add images{advice}.")
+
+
+def _hash_ranges(hashes: np.ndarray, held_out: list[str], args: DataArguments) -> dict[str, tuple[int, int]]:
+    """The range of hashes of each part of the train split."""
+    total, size = len(hashes), args.validation_size
+    if size is None:
+        size = min(total / 12, MAX_STREAMED_VALIDATION) / total
     test = 1 / 6 if "test" in held_out else 0
-    size = min(total / 12, MAX_STREAMED_VALIDATION) if args.validation_size is None else args.validation_size
     validation = (size if size < 1 else size / total) if "validation" in held_out else 0
-    if test + validation >= 1:
-        raise UsageError(f"Cannot hold out {size:g} of {total} images.")
-    shares = {"test": (0, test), "validation": (test, test + validation), "train": (test + validation, 1)}
-    return round(shares[split][0] * 2**32), round(shares[split][1] * 2**32)
+    if "validation" in held_out:
+        _check_held_out(_validation_size(total, args), round((1 - test) * total), "validation")
+    parts = [split for split in ("test", "validation") if split in held_out] + ["train"]
+    ends = [end for split, end in (("test", test), ("validation", test + validation)) if split in held_out]
+    bounds = [0, *(round(end * 2**32) for end in ends), 2**32]
+    if 0 in np.histogram(hashes, bounds)[0]:  # by rank, no part is empty; equal images have equal hashes
+        ranks = np.unique(hashes).tolist()
+        if len(ranks) < len(parts):
+            raise UsageError(f"Cannot hold out {' and '.join(held_out)} of {len(ranks)} different images: add images.")
+        logger.warning("By their hashes, a part of the %d images would be empty: splitting by rank instead.", total)
+        places = (
+            min(max(round(end * len(ranks)), at), len(ranks) - len(parts) + at) for at, end in enumerate(ends, 1)
+        )
+        bounds = [0, *(ranks[place] for place in places), 2**32]
+    return dict(zip(parts, pairwise(bounds), strict=True))
 
 
-def _hold_out(dataset: ImageDataset, size: int, args: DataArguments) -> tuple[ImageDataset, ImageDataset]:
-    """Split off `size` images, the classes in proportion. Both parts keep the original order."""
+def _hold_out(dataset: ImageDataset, split: str, size: int, args: DataArguments) -> tuple[ImageDataset, ImageDataset]:
+    """Split off `size` images, the classes in proportion if possible. Both parts keep the original order."""
     from sklearn.model_selection import train_test_split
 
+    _check_held_out(size, len(dataset), split)
+    options = {"test_size": size, "random_state": args.split_seed}
     try:
-        options = {"test_size": size, "stratify": dataset.labels.numpy(), "random_state": args.split_seed}
+        parts = train_test_split(np.arange(len(dataset)), stratify=dataset.labels.numpy(), **options)
+    except ValueError as error:  # too few images, at least of one class
+        reason = str(error).split(". ")[0]
+        logger.warning(
+            "Holding out %d of %d images for %s whatever their class: %s", size, len(dataset), split, reason
+        )
         parts = train_test_split(np.arange(len(dataset)), **options)
-    except ValueError as error:
-        raise UsageError(f"Cannot hold out {size} of {len(dataset)} images, stratified by class: {error}") from error
     rest, held_out = (dataset.select(torch.from_numpy(np.sort(part))) for part in parts)
     return rest, held_out
 

@@ -1,7 +1,7 @@
 """Images read from `datasets`' streams, a chunk at a time: once into memory, or again in every epoch.
 
-A stream cannot be split by index. A hash of each encoded image, or of the path of an image file, decides whether it is
-held out, so the split is the same in any order."""
+A stream cannot be split by index. A hash of each encoded image decides whether it is held out, so the split is the
+same in any order and in any folder."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,26 @@ from tqdm.auto import tqdm
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DataArguments
-from .images import ImageDataset, check_labels, decode_images, find_columns, without_decoding
+from .images import ImageDataset, check_labels, decode_images, find_columns, read_encoded, without_decoding
 
 CHUNK = 1000  # images read at a time
 SHUFFLE_BUFFER = 50_000  # images among which the next ones are drawn: about MNIST's size, and 40 MB
 MAX_SHARDS = 1000  # up to so many files are read in random order
 ALL_HASHES = (0, 2**32)
+TEXT = ("string", "large_string")
+
+
+@dataclass
+class Survey:
+    """What a split holds, without the images that are skipped.
+
+    Attributes:
+        hashes (`np.ndarray` of shape `(n,)`, uint32): Hashes of the encoded images.
+        labels (`list` of `n` items): Labels as the dataset holds them.
+    """
+
+    hashes: np.ndarray
+    labels: list
 
 
 @dataclass
@@ -29,15 +43,18 @@ class ImageStream(torch.utils.data.IterableDataset):
     """A split that is read again in every epoch. Like [`ImageDataset`], but without indices.
 
     Attributes:
-        stream (`datasets.IterableDataset`): Encoded images and their labels, in the columns "image" and "label".
+        stream (`datasets.IterableDataset`): Encoded images, or arrays, and their labels.
         split, source (`str`): Names of the split and of its dataset, without a path.
         names (`list[str]`): Names of the classes; empty for text labels that have not been surveyed.
+        class_of (`dict`, *optional*): Classes of labels that are text, or that count the names in another order.
         processor ([`VitMnistImageProcessor`]): Decodes and normalizes the images.
+        columns (`tuple[str, str]`): Columns of the images and of the labels.
         hash_range (`tuple[int, int]`): The split holds the images whose hash lies in this range, out of 2**32.
         hash_seed (`int`): Seed of the hashes.
         skip_bad_images (`bool`): Skip images that cannot be read.
         shuffle_seed (`int`, *optional*): With the epoch, decides the order of the images. Default: the files' order.
         limit, num_images (`int`, *optional*): Take only the first images; how many there are, if they were counted.
+        surveyed ([`Survey`], *optional*): What [`ImageStream.survey`] found in the whole split.
     """
 
     stream: datasets.IterableDataset
@@ -45,18 +62,31 @@ class ImageStream(torch.utils.data.IterableDataset):
     source: str
     names: list[str]
     processor: VitMnistImageProcessor
+    columns: tuple[str, str]
     hash_range: tuple[int, int] = ALL_HASHES
     hash_seed: int = 0
+    class_of: dict[Any, int] | None = None
     skip_bad_images: bool = False
     shuffle_seed: int | None = None
     limit: int | None = None
     num_images: int | None = None
+    surveyed: Survey | None = None
     epoch: int = 0
 
     def __len__(self) -> int:
         if self.num_images is None:
             raise TypeError("The images of this stream have not been counted.")
         return self.num_images
+
+    @property
+    def has_named_classes(self) -> bool:
+        """Whether the dataset lists the names of its classes."""
+        return isinstance(self.stream.features[self.columns[1]], datasets.ClassLabel)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the labels are text."""
+        return self.stream.features[self.columns[1]].dtype in TEXT
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the images. Data loaders call this at the start of an epoch."""
@@ -92,21 +122,82 @@ class ImageStream(torch.utils.data.IterableDataset):
             raise UsageError(f"No image of the {self.split} split of {self.source} can be read.")
         return ImageDataset.concatenate(taken).take(limit)
 
-    def survey(self) -> np.ndarray:
-        """Read all images once, without decoding. Returns their hashes (uint32), checks labels, finds text labels."""
-        hashes, found, total = [np.empty(0, np.uint32)], set(), 0
-        with tqdm(desc=f"Count {self.split}", unit=" images", leave=False, disable=None) as progress:
-            for rows in self.stream.iter(batch_size=CHUNK):
-                labels = np.asarray(rows["label"])
-                if self.names:
-                    check_labels(labels, self.names, total, f"the {self.split} split")
-                else:
-                    found |= set(labels.tolist())
-                hashes.append(np.array([hash_image(image, self.hash_seed) for image in rows["image"]], np.uint32))
-                total += len(labels)
-                progress.update(len(labels))
-        self.names = self.names or sorted(found)
-        return np.concatenate(hashes)
+    def survey(self) -> Survey:
+        """Read all images once: find their hashes and labels, and check the labels. Images are decoded only if those
+        that cannot be read are to be skipped."""
+        if self.surveyed is None:
+            hashes: list[int] = []
+            found: list = []
+            start, place = 0, f"the {self.split} split"
+            with tqdm(desc=f"Count {self.split}", unit=" images", leave=False, disable=None) as progress:
+                for images, labels in self._rows(self.stream):
+                    self._classes(labels, start, place)
+                    names = [f"image {start + index} of {place}" for index in range(len(images))]
+                    kept = list(range(len(images)))
+                    if self.skip_bad_images:
+                        _, kept = decode_images(images, names, self.processor, True)
+                    for index in kept:
+                        image_hash = hash_image(images[index], self.hash_seed)
+                        if image_hash is None:  # name it
+                            decode_images([images[index]], [names[index]], self.processor, False)
+                        hashes.append(image_hash or 0)
+                        found.append(labels[index])
+                    start += len(images)
+                    progress.update(len(images))
+            if not hashes:
+                of_source = f"{place} of {self.source}"
+                raise UsageError(f"No image of {of_source} can be read." if start else f"T{of_source[1:]} is empty.")
+            self.surveyed = Survey(np.array(hashes, np.uint32), found)
+        return self.surveyed
+
+    def contents(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes (uint32) and classes (int64) of the images of the stream, in the files' order, after a survey."""
+        survey = self.survey()
+        low, high = self.hash_range
+        inside = np.flatnonzero((survey.hashes >= low) & (survey.hashes < high))[: self.limit]
+        labels = [survey.labels[index] for index in inside]
+        return survey.hashes[inside], self._classes(labels, 0, f"the {self.split} split")
+
+    def _rows(self, stream: datasets.IterableDataset) -> Iterator[tuple[list, list]]:
+        """Encoded images and labels, a chunk at a time."""
+        feature = stream.features[self.columns[0]]
+        holds_integers = "int" in str(getattr(feature, "dtype", ""))
+        chunks = stream.iter(batch_size=CHUNK)
+        while True:
+            try:
+                rows = next(chunks, None)
+            except OSError:
+                raise
+            except Exception as error:  # each format raises exceptions of its own
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise UsageError(f"Cannot read the {self.split} split of {self.source}: {reason[0]}") from error
+            if rows is None:
+                return
+            images = list(rows[self.columns[0]])
+            if holds_integers and np.issubdtype(np.asarray(images[0]).dtype, np.floating):
+                # One missing array makes `datasets` return all as floats, and NaN for the missing one.
+                images = [None if np.isnan(image).any() else image.astype(np.int64) for image in images]
+            yield images, list(rows[self.columns[1]])
+
+    def _classes(self, labels: list, start: int, place: str) -> np.ndarray:
+        """Classes (int64) of labels, which begin at image `start` of `place`, or [`UsageError`]. Text labels that have
+        not been surveyed have no classes yet."""
+        missing = [index for index, label in enumerate(labels) if label is None or label != label]  # None, NaN
+        if missing:
+            raise UsageError(f"Image {start + missing[0]} of {place} has no label.")
+        if not self.names:
+            return np.empty(0, np.int64)
+        if self.class_of is not None:
+            unknown = [index for index, label in enumerate(labels) if label not in self.class_of]
+            if unknown:
+                known = ", ".join(map(str, self.class_of))
+                raise UsageError(
+                    f"Label {labels[unknown[0]]} of image {start + unknown[0]} of {place} is none of {known}."
+                )
+            labels = [self.class_of[label] for label in labels]
+        classes = np.asarray(labels)
+        check_labels(classes, self.names, start, place)
+        return classes.astype(np.int64)
 
     def _read(self, draw: np.random.Generator | None) -> Iterator[ImageDataset]:
         """Chunks in the files' order, or file by file in a random order if all images are wanted and shuffled."""
@@ -117,9 +208,9 @@ class ImageStream(torch.utils.data.IterableDataset):
             parts = [(f"file {index} of the {self.split} split", self.stream.shard(shards, index)) for index in order]
         for place, stream in parts:
             start = 0
-            for rows in stream.iter(batch_size=CHUNK):
-                chunk = self._decode(rows["image"], rows["label"], start, place).take(left)
-                start += len(rows["label"])
+            for images, labels in self._rows(stream):
+                chunk = self._decode(images, labels, start, place).take(left)
+                start += len(labels)
                 if len(chunk):
                     yield chunk
                 if left is not None:
@@ -128,19 +219,16 @@ class ImageStream(torch.utils.data.IterableDataset):
                         return
 
     def _decode(self, images: list, labels: list, start: int, place: str) -> ImageDataset:
-        classes = np.asarray(labels)
-        if classes.dtype.kind in "USO":  # text
-            numbers = {name: number for number, name in enumerate(self.names)}
-            classes = np.array([numbers[label] for label in labels])
-        check_labels(classes, self.names, start, place)
+        classes = self._classes(labels, start, place)
         low, high = self.hash_range
         inside = list(range(len(images)))
         if self.hash_range != ALL_HASHES:
-            inside = [index for index in inside if low <= hash_image(images[index], self.hash_seed) < high]
+            inside = [index for index in inside if low <= (hash_image(images[index], self.hash_seed) or 0) < high]
         image_names = [f"image {start + index} of {place}" for index in inside]
         chosen = [images[index] for index in inside]
-        decoded, kept = decode_images(chosen, image_names, self.processor, self.skip_bad_images)
-        chosen_classes = torch.from_numpy(classes.astype(np.int64))[inside][kept]
+        is_known = self.surveyed is not None  # the survey has warned of the images to skip
+        decoded, kept = decode_images(chosen, image_names, self.processor, self.skip_bad_images, is_known)
+        chosen_classes = torch.from_numpy(classes)[inside][kept]
         if decoded.is_floating_point():
             decoded = decoded.mul(255).round().to(torch.uint8)
         return ImageDataset(decoded, chosen_classes, self.names, self.processor, self.source)
@@ -181,24 +269,34 @@ def open_stream(
         if len(dataset) == 0:
             raise UsageError(f"The {split} split of {source} is empty.")
         dataset = dataset.to_iterable_dataset()
-    image_column, label_column = find_columns(dataset, args)
+    image_column, label_column = find_columns(dataset, split, args)
     feature = dataset.features[label_column]
-    stream = without_decoding(dataset.select_columns([image_column, label_column]), image_column)
-    renamed = {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
-    stream = stream.rename_columns(renamed) if renamed else stream
+    if not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
+        raise UsageError(
+            f"The labels must be one integer or string per image, got {feature} in {label_column!r} of the {split} "
+            "split: pass --label_column_name."
+        )
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
-    elif getattr(feature, "dtype", None) in ("string", "large_string"):
-        names = []
     else:
-        names = [str(label) for label in range(args.num_labels or 10)]
+        names = [] if feature.dtype in TEXT else [str(label) for label in range(args.num_labels or 10)]
+    columns = (image_column, label_column)
+    stream = without_decoding(dataset.select_columns(list(columns)), image_column)
     return ImageStream(
-        stream, split, source, names, processor, hash_seed=args.split_seed, skip_bad_images=args.skip_bad_images
-    )
+        stream, split, source, names, processor, columns, hash_seed=args.split_seed,
+        skip_bad_images=args.skip_bad_images,
+    )  # fmt: skip
 
 
-def hash_image(image: dict | np.ndarray, seed: int) -> int:
-    """CRC-32 of an encoded image, or of the path of a file that is not loaded, starting from `seed`."""
-    if not isinstance(image, dict):
-        return zlib.crc32(np.ascontiguousarray(image).data, seed)
-    return zlib.crc32(image["path"].encode() if image["bytes"] is None else image["bytes"], seed)
+def hash_image(image: Any, seed: int) -> int | None:
+    """CRC-32 of an encoded image or an array, starting from `seed`; `None` if there is no image, or its file cannot be
+    read."""
+    if isinstance(image, dict):
+        try:
+            return zlib.crc32(read_encoded(image), seed)
+        except (OSError, ValueError):
+            return None
+    array = np.ascontiguousarray(image)
+    if array.dtype.hasobject:  # a missing image, or rows of different lengths, whose bytes would be addresses
+        return None if image is None else zlib.crc32(repr(image).encode(), seed)
+    return zlib.crc32(array.data, seed)
