@@ -1,8 +1,12 @@
 """Datasets of every format, the offline default, the splits, and one-line errors for unusable datasets."""
 
+import errno
 import gzip
+import io
+import re
 import shutil
 import struct
+import zlib
 
 import datasets
 import huggingface_hub
@@ -13,9 +17,10 @@ import torch
 
 from modeling_vit_mnist import VitMnistImageProcessor
 from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.data import images as images_module
 from modeling_vit_mnist.data.arguments import DATASET_VARIABLE, DataArguments
 from modeling_vit_mnist.data.sources import load_raw
-from modeling_vit_mnist.data.splits import load_images, stream_images
+from modeling_vit_mnist.data.splits import fingerprint, load_images, stream_images
 
 from .conftest import SAMPLE
 
@@ -24,6 +29,25 @@ PROCESSOR = VitMnistImageProcessor()
 
 def load(folder=None, splits=("train", "validation", "test"), **options):
     return load_images(DataArguments(dataset_name=folder and str(folder), **options), PROCESSOR, splits)
+
+
+def both_ways(folder, splits=("train", "validation", "test"), **options):
+    """The splits loaded into memory, and streamed and then taken into memory."""
+    yield load(folder, splits, **options)
+    streams = stream_images(DataArguments(dataset_name=str(folder), streaming=True, **options), PROCESSOR, splits)
+    yield {name: split if name == "validation" else split.take() for name, split in streams.items()}
+
+
+def digit(number) -> PIL.Image.Image:
+    """An image of its own for each number."""
+    return PIL.Image.fromarray(np.random.default_rng(number).integers(0, 256, (28, 28), dtype=np.uint8))
+
+
+def labeled(labels, feature, start=0) -> datasets.Dataset:
+    """Images `start`, `start + 1`, ... with these labels."""
+    images = [digit(start + number) for number in range(len(labels))]
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    return datasets.Dataset.from_dict({"image": images, "label": list(labels)}, features)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +175,18 @@ def test_without_a_test_split_a_sixth_of_train_is_held_out(few, tmp_path, caplog
     assert "no test split" in caplog.text
 
 
+@pytest.mark.parametrize("held", [("train",), ("train", "test"), ("train", "validation")])
+def test_a_split_does_not_depend_on_which_others_are_loaded(held, tmp_path):
+    part = datasets.Value("int64")
+    datasets.DatasetDict(
+        {name: labeled([*range(4)] * 12, part, 100 * start) for start, name in enumerate(held)}
+    ).save_to_disk(tmp_path)
+    for way, together in enumerate(both_ways(tmp_path)):
+        for name, split in together.items():
+            alone = list(both_ways(tmp_path, [name]))[way][name]
+            assert torch.equal(alone.images, split.images) and torch.equal(alone.labels, split.labels)
+
+
 def test_limits():
     digits = load(SAMPLE, max_train_samples=100, max_eval_samples=7)
     assert [len(digits[name]) for name in ("train", "validation", "test")] == [100, 7, 7]
@@ -168,6 +204,117 @@ def test_text_labels_have_the_same_numbers_in_all_splits(few, tmp_path):
         for dataset in (digits, streamed):
             assert dataset.names == [f"digit {label}" for label in range(10)]
             assert np.array_equal(dataset.labels.numpy(), parts["test"][1])
+
+
+ANIMALS = {"train": ["cat", "dog", "eel"] * 8, "validation": ["eel", "dog"], "test": ["dog", "eel", "dog", "eel"]}
+
+
+def write_animals(folder, layout):
+    """`ANIMALS` with one list of classes per split, or with text."""
+    parts = {}
+    for start, (split, labels) in enumerate(ANIMALS.items()):
+        own = datasets.ClassLabel(names=sorted(set(labels), reverse=split == "validation"))
+        kind = datasets.Value("string") if layout == "text" or (layout, split) == ("mixed", "test") else own
+        numbers = labels if kind is not own else own.str2int(labels)
+        parts[split] = labeled(numbers, kind, 100 * start)
+    if layout == "parquet":
+        for split, part in parts.items():
+            part.to_parquet(folder / f"{split}.parquet")
+    elif layout == "saved per split":
+        for split, part in parts.items():
+            part.save_to_disk(folder / split)
+    elif layout == "class folders":
+        for start, (split, labels) in enumerate(ANIMALS.items()):
+            for number, label in enumerate(labels):
+                (folder / split / label).mkdir(parents=True, exist_ok=True)
+                digit(100 * start + number).save(folder / split / label / f"{number:02}.png")
+    else:
+        datasets.DatasetDict(parts).save_to_disk(folder)
+
+
+@pytest.mark.parametrize("layout", ["saved", "saved per split", "parquet", "mixed", "text", "class folders"])
+def test_a_class_has_one_number_in_all_splits(layout, tmp_path):
+    write_animals(tmp_path, layout)
+    truth = {
+        np.asarray(digit(100 * start + number)).tobytes(): label
+        for start, labels in enumerate(ANIMALS.values())
+        for number, label in enumerate(labels)
+    }
+    for splits in both_ways(tmp_path):
+        assert [len(split) for split in splits.values()] == [24, 2, 4]
+        for split in splits.values():
+            assert split.names == ["cat", "dog", "eel"]
+            read = [split.names[label] for label in split.labels.tolist()]
+            assert read == [truth[image.numpy().tobytes()] for image in split.images]
+    for splits in both_ways(tmp_path, ["test"]):
+        assert splits["test"].names == ["cat", "dog", "eel"] and set(splits["test"].labels.tolist()) == {1, 2}
+
+
+def test_a_class_without_training_images_is_warned_of(tmp_path, caplog):
+    kinds = [datasets.ClassLabel(names=names) for names in (["dog", "eel"], ["ant", "dog", "eel"])]
+    parts = {"train": labeled([0, 1] * 12, kinds[0]), "test": labeled([0, 1, 2], kinds[1], 100)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    for splits in both_ways(tmp_path):
+        assert splits["test"].names == ["dog", "eel", "ant"] and splits["test"].labels.tolist() == [2, 0, 1]
+    assert caplog.text.count("The classes ant of the test split have no training images") == 2
+
+
+def test_numbers_stored_as_text_are_sorted_as_numbers(tmp_path):
+    labels = [str(number) for number in range(12)]
+    text = datasets.Value("string")
+    parts = {"train": labeled(labels * 2, text), "test": labeled(["10", "2"], text, 100)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    for splits in both_ways(tmp_path):
+        assert splits["test"].names == labels and splits["test"].labels.tolist() == [10, 2]
+
+
+NAMED = datasets.ClassLabel(names=["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "options", "message"),
+    [
+        (
+            (NAMED, [0, 1]),
+            (datasets.Value("int64"), [1, 0]),
+            {},
+            "test split of .* numbers its classes, another names",
+        ),
+        ((NAMED, [0, 1]), (NAMED, [0, -1]), {}, "Label -1 of image 1 of the test split is out of range"),
+        ((NAMED, [0, 1]), (NAMED, [1, 0]), {"num_labels": 3}, "--num_labels 3 contradicts .*, which names 2 classes"),
+        ((datasets.Value("string"), ["a", "b"]), (datasets.Value("string"), ["a", "b"]), {"num_labels": 3}, "--num_l"),
+        ((NAMED, [0, 1]), (NAMED, [0, None]), {}, "Image 1 of the test split has no label"),
+        ((datasets.Value("string"), ["a", "b"]), (datasets.Value("string"), [None, "b"]), {}, "Image 0 of the test"),
+        ((datasets.Value("int64"), [1, 10]), (datasets.Value("int64"), [1, 2]), {}, "Label 10 .*--num_labels 11"),
+        (
+            (datasets.Value("bool"), [True, False]),
+            (datasets.Value("bool"), [True, False]),
+            {},
+            "one integer or string",
+        ),
+        (
+            (datasets.List(NAMED), [[0], [1]]),
+            (datasets.List(NAMED), [[0], [1]]),
+            {},
+            "one integer or string per image",
+        ),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_that_cannot_be_matched_are_refused(train, test, options, message, streaming, tmp_path):
+    parts = {"train": labeled(train[1] * 12, train[0]), "test": labeled(test[1], test[0], 100)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    args = DataArguments(dataset_name=str(tmp_path), streaming=streaming, **options)
+    with pytest.raises(UsageError, match=message) as caught:
+        (stream_images if streaming else load_images)(args, PROCESSOR)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_files_of_a_split_with_other_classes_are_refused(tmp_path):
+    for number, names in enumerate((["cat", "dog"], ["dog", "eel"])):
+        labeled([0, 1], datasets.ClassLabel(names=names)).to_parquet(tmp_path / f"train-{number}.parquet")
+    with pytest.raises(UsageError, match=r"files of the train split in .* name their classes differently"):
+        load(tmp_path)
 
 
 def test_full_mnist_is_recognized_in_a_folder(mnist):
@@ -232,6 +379,95 @@ def test_a_corrupt_image_inside_parquet_is_refused_by_number(few, tmp_path):
     datasets.DatasetDict({"test": datasets.Dataset.from_list(raw, features)}).save_to_disk(str(tmp_path))
     with pytest.raises(UsageError, match="Cannot read image 7 of the test split: "):
         load(tmp_path, ["test"])
+
+
+def png(image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+MATRIX = datasets.List(datasets.List(datasets.Value("int64")))
+BAD_ITEMS = {
+    "a missing image": (datasets.Image(), lambda n: {"bytes": png(digit(n)), "path": None}, None),
+    "bytes that are no image": (datasets.Value("binary"), lambda n: png(digit(n)), b"no image"),
+    "a missing array": (datasets.Array2D((28, 28), "uint8"), lambda n: np.asarray(digit(n)), None),
+    "pixels in a row": (MATRIX, lambda n: np.asarray(digit(n)).tolist(), [[1] * 3, [2] * 2]),
+    "floats above 1": (
+        datasets.Array2D((28, 28), "float32"), lambda n: np.asarray(digit(n)) / np.float32(255), np.full((28, 28), 2.0)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ITEMS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_image_of_any_kind_is_named_or_skipped(name, streaming, tmp_path, caplog):
+    feature, good, bad = BAD_ITEMS[name]
+    items = [good(number) for number in range(6)]
+    items[2] = bad
+    features = datasets.Features({"image": feature, "label": datasets.Value("int64")})
+    table = {"image": items, "label": list(range(6))}
+    datasets.DatasetDict(test=datasets.Dataset.from_dict(table, features)).save_to_disk(tmp_path)
+    args = DataArguments(dataset_name=str(tmp_path), streaming=streaming)
+    for options, expected in (({"skip_bad_images": False}, None), ({"skip_bad_images": True}, [0, 1, 3, 4, 5])):
+        args = DataArguments(dataset_name=str(tmp_path), streaming=streaming, **options)
+        if expected is None:
+            with pytest.raises(UsageError, match=r"Cannot read image 2 of the test split: .*--skip_bad_images"):
+                (stream_images if streaming else load_images)(args, PROCESSOR, ["test"])["test"].take(None)
+            continue
+        test = (stream_images if streaming else load_images)(args, PROCESSOR, ["test"])["test"].take(None)
+        assert test.labels.tolist() == expected and "Skipped image 2 of the test split" in caplog.text
+        assert np.array_equal(test.images.numpy(), [np.asarray(digit(number)) for number in expected])
+
+
+def test_a_flat_vector_is_refused_by_number(tmp_path):
+    features = datasets.Features({"image": datasets.List(datasets.Value("uint8")), "label": datasets.Value("int64")})
+    rows = {"image": [np.asarray(digit(0)).ravel()], "label": [0]}
+    datasets.DatasetDict(test=datasets.Dataset.from_dict(rows, features)).save_to_disk(tmp_path)
+    with pytest.raises(UsageError, match=r"Cannot read image 0 of the test split: .*got \(784,\)"):
+        load(tmp_path, ["test"])
+
+
+def test_without_resizing_an_image_of_another_size_is_refused_by_number(tmp_path):
+    images = [digit(0), digit(1).resize((30, 28))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    part = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features)
+    datasets.DatasetDict(test=part).save_to_disk(tmp_path)
+    processor = VitMnistImageProcessor(do_resize=False)
+    with pytest.raises(UsageError, match=r"Cannot read image 1 of the test split: it has \(28, 30\) pixels"):
+        load_images(DataArguments(dataset_name=str(tmp_path)), processor, ["test"])
+
+
+@pytest.mark.parametrize("kind", ["encoded", "bytes", "paths", "class folders"])
+def test_a_rotated_photo_is_upright_in_any_dataset(kind, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    photos = [tmp_path / "photos" / name / "x.jpg" for name in "ab"]
+    for number, photo in enumerate(photos):
+        photo.parent.mkdir(parents=True)
+        digit(number).resize((60, 40)).save(photo, exif=exif)
+    expected = PROCESSOR([str(photo) for photo in photos], return_tensors="pt").pixel_values
+    assert not torch.equal(expected[:1], PROCESSOR(PIL.Image.open(photos[0]), return_tensors="pt").pixel_values)
+    folder = tmp_path / "photos"
+    if kind != "class folders":
+        folder = tmp_path / "saved"
+        feature = {"encoded": datasets.Image(), "bytes": datasets.Value("binary"), "paths": datasets.Value("string")}
+        images = [photo.read_bytes() if kind == "bytes" else str(photo) for photo in photos]
+        features = datasets.Features({"image": feature[kind], "label": datasets.Value("int64")})
+        part = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features)
+        datasets.DatasetDict(test=part).save_to_disk(folder)
+    else:
+        (tmp_path / "test").mkdir()
+        folder = (tmp_path / "photos").rename(tmp_path / "test" / "photos").parent.parent
+    for splits in both_ways(folder, ["test"]):
+        assert torch.equal(splits["test"].__getitems__([0, 1])["pixel_values"], expected)
+
+
+def test_large_images_are_resized_before_the_next_are_decoded(few, tmp_path, monkeypatch):
+    write_imagefolder(tmp_path, few)
+    whole = load(tmp_path, ["test"])["test"].images
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 3 * 28 * 28)
+    assert torch.equal(load(tmp_path, ["test"])["test"].images, whole)
 
 
 def broken(few, kind):
@@ -320,6 +556,10 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     [
         ({"max_train_samples": 0}, "--max_train_samples must be at least 1, got 0"),
         ({"validation_size": -1}, "--validation_size must be positive, got -1"),
+        ({"validation_size": float("nan")}, "--validation_size must be positive, got nan"),
+        ({"validation_size": float("inf")}, "a whole number or a fraction below 1, got inf"),
+        ({"validation_size": 1.5}, "a whole number or a fraction below 1, got 1.5"),
+        ({"split_seed": -1}, "--split_seed must lie in 0 to 4294967295, got -1"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
@@ -348,3 +588,259 @@ def test_a_split_that_exists_needs_no_train_split(streaming, tmp_path):
     assert len(load(args, VitMnistImageProcessor(), ["validation"])["validation"]) == 30
     with pytest.raises(UsageError, match="has no train split, only validation, test"):
         load(args, VitMnistImageProcessor(), ["train"])
+
+
+@pytest.mark.parametrize("labels", [[0] * 10 + [1] * 10 + [2], [*range(10)] * 3, [0, 1], [0, 0, 0]])
+def test_very_small_sets_are_split_with_a_warning(labels, tmp_path, caplog):
+    """A class with one image, fewer validation images than classes, and two images."""
+    parts = {"train": labeled(labels, datasets.Value("int64")), "test": labeled([0, 1], datasets.Value("int64"), 100)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    for splits in both_ways(tmp_path):
+        sizes = [len(splits[name]) for name in ("train", "validation")]
+        assert min(sizes) > 0 and sum(sizes) == len(labels)
+        images = [image.numpy().tobytes() for name in ("train", "validation") for image in splits[name].images]
+        assert len(set(images)) == len(labels)
+    if labels != [0, 0, 0]:
+        assert "whatever their class" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_that_would_be_empty_is_refused(streaming, tmp_path):
+    datasets.DatasetDict(train=labeled([0], datasets.Value("int64"))).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(
+        train=labeled([0, 1] * 12, datasets.Value("int64")), test=labeled([0], datasets.Value("int64"))
+    ).save_to_disk(tmp_path / "more")
+    for name, size in (("one", None), ("more", 0.999), ("more", 0.0001)):
+        args = DataArguments(dataset_name=str(tmp_path / name), streaming=streaming, validation_size=size)
+        with pytest.raises(UsageError, match=r"Cannot hold out (0|1|24) of (1|24) images for .*: add images"):
+            (stream_images if streaming else load_images)(args, PROCESSOR)
+
+
+def test_twelve_images_give_one_for_validation(tmp_path):
+    parts = {"train": labeled([0] * 10, datasets.Value("int64")), "test": labeled([0], datasets.Value("int64"))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    assert len(load(tmp_path)["validation"]) == 1  # 10 / 12 of an image is no fraction of the images
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_two_folders_of_one_name_are_two_datasets(has_card, tmp_path):
+    for start, owner in enumerate(("alice", "bob")):
+        folder = tmp_path / owner / "digits"
+        folder.mkdir(parents=True)
+        if has_card:
+            (folder / "README.md").write_text(CARD)
+        for split in ("train", "test"):
+            labeled([0, 1] * 12, datasets.Value("int64"), 100 * start).to_parquet(folder / f"{split}-0.parquet")
+        for splits in both_ways(folder):
+            assert np.array_equal(splits["test"].images[5].numpy(), np.asarray(digit(100 * start + 5)))
+            assert splits["test"].names == (["cat", "dog"] if has_card else [str(number) for number in range(10)])
+
+
+def test_only_a_validation_split_is_enough_to_load_it(tmp_path):
+    datasets.DatasetDict(val=labeled([0, 1, 2], datasets.Value("int64"))).save_to_disk(tmp_path)
+    for splits in both_ways(tmp_path, ["validation"]):
+        assert splits["validation"].labels.tolist() == [0, 1, 2]
+    with pytest.raises(UsageError, match="has no train split, only validation"):
+        load(tmp_path, ["test"])
+
+
+def write_classes(folder, splits=("train", "test"), classes="ab", number=12):
+    """Class folders with images of their own, in folders of splits."""
+    for split in splits:
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for index in range(number):
+                seed = hash_of(split, name, index)
+                digit(seed).save(folder / split / name / f"{index:02}.png")
+
+
+def hash_of(*parts) -> int:
+    return zlib.crc32(repr(parts).encode())
+
+
+CARD = """---
+dataset_info:
+  features: [{name: image, dtype: image}, {name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}]
+configs:
+- config_name: default
+  data_files: [{split: train, path: train-*}, {split: test, path: test-*}]
+---
+"""
+ODD_PATHS = ["a [b] c", "[ab]", "x**y", "x*", "x?", "{a,b}", "50% #1?", "über 数"]
+
+
+@pytest.mark.parametrize("kind", ["class folders", "parquet", "card"])
+def test_a_path_is_never_a_pattern(kind, tmp_path):
+    for number, name in enumerate(["xQy", "xZ", "a", "b", "a b c", *ODD_PATHS]):  # the first match some patterns
+        folder = tmp_path / name / "set"
+        if kind == "class folders":
+            for label in range(2):
+                (folder / "test" / str(label)).mkdir(parents=True)
+                digit(10 * number + label).save(folder / "test" / str(label) / "0.png")
+        else:
+            folder.mkdir(parents=True)
+            labeled([0, 1], datasets.Value("int64"), 10 * number).to_parquet(folder / "test-0.parquet")
+        if kind == "card":
+            (folder / "README.md").write_text(CARD.replace("{split: train, path: train-*}, ", ""))
+        for splits in both_ways(folder, ["test"]):
+            expected = [np.asarray(digit(10 * number + label)) for label in range(2)]
+            assert np.array_equal(splits["test"].images.numpy(), expected), name
+
+
+@pytest.mark.parametrize("layout", ["train and test", "classes only"])
+def test_files_that_are_no_images_are_ignored(layout, tmp_path, caplog):
+    write_classes(tmp_path, ["train", "test"] if layout == "train and test" else ["."])
+    before = load(tmp_path)
+    folder = tmp_path / "test" / "a" if layout == "train and test" else tmp_path / "a"
+    for name in ("._00.png", ".DS_Store", "Thumbs.db"):
+        (folder / name).write_bytes(b"hidden")
+    assert fingerprint(load(tmp_path)) == fingerprint(before) and "Ignoring" not in caplog.text
+    for index in range(40):  # more than there are images
+        (folder / f"{index}.txt").write_text("text")
+    for name in ("scan.pdf", "00.png.json", "notes.md"):
+        (folder / name).write_bytes(b"junk")
+    caplog.clear()
+    assert fingerprint(load(tmp_path)) == fingerprint(before)
+    assert caplog.text.count("Ignoring 43 files") == 1 and "that are no images, such as" in caplog.text
+    streamed = stream_images(DataArguments(dataset_name=str(tmp_path), streaming=True), PROCESSOR)
+    assert sum(map(len, streamed.values())) == 48 - 24 * (layout != "train and test")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_that_are_not_used_are_warned_of(streaming, tmp_path, caplog):
+    part = labeled([0, 1] * 6, datasets.Value("int64"))
+    part.to_parquet(tmp_path / "files" / "train.parquet")
+    part.to_parquet(tmp_path / "files" / "test.parquet")
+    part.to_parquet(tmp_path / "files" / "unlabeled.parquet")
+    datasets.DatasetDict(train=part, test=part, dev=part, unlabeled=part).save_to_disk(tmp_path / "saved")
+    write_classes(tmp_path / "folders", ["train", "val", "test", "more"])
+    for name, message in (
+        ("files", "Ignoring 1 files in .* that are in no split, such as unlabeled.parquet"),
+        ("saved", "Not using the splits unlabeled of saved"),
+        ("folders", "Ignoring 24 files in .* that are in no split, such as more/a/00.png"),
+    ):
+        caplog.clear()
+        args = DataArguments(dataset_name=str(tmp_path / name), streaming=streaming)
+        splits = (stream_images if streaming else load_images)(args, PROCESSOR)
+        assert re.search(message, caplog.text)
+        held_out = {"files": {1, 2, 3}, "saved": {12}, "folders": {24}}[name]  # dev and val are validation splits
+        assert len(splits["validation"]) in held_out
+
+
+def test_names_of_classes_and_photos_make_no_splits(tmp_path):
+    write_classes(tmp_path / "classes", ["train", "test"], ["car", "test", "train"])
+    for splits in both_ways(tmp_path / "classes"):
+        assert len(splits["test"]) == len(splits["train"]) + len(splits["validation"]) == 36
+        images = [{image.numpy().tobytes() for image in split.images} for split in splits.values()]
+        assert not images[0] & images[2] and not images[1] & images[2]
+    write_classes(tmp_path / "photos", ["."], ["cat", "dog", "train"])
+    (tmp_path / "photos" / "cat" / "00.png").rename(tmp_path / "photos" / "cat" / "test 1.png")
+    for splits in both_ways(tmp_path / "photos"):
+        assert sum(map(len, splits.values())) == 36 and splits["test"].names == ["cat", "dog", "train"]
+
+
+def test_images_without_labels_get_advice(tmp_path):
+    write_classes(tmp_path, ["."])
+    digit(0).save(tmp_path / "cover.png")
+    with pytest.raises(UsageError, match=r"have no labels: .* all at one depth \(found cover.png and a/00.png\)"):
+        load(tmp_path)
+
+
+def test_one_column_cannot_hold_images_and_labels(few, tmp_path):
+    as_dataset(few).save_to_disk(str(tmp_path))
+    with pytest.raises(UsageError, match="The column 'image' cannot hold both images and labels"):
+        load(tmp_path, label_column_name="image")
+
+
+def test_columns_may_have_each_other_s_names(few, tmp_path):
+    swapped = as_dataset(few).rename_columns({"image": "x", "label": "image"}).rename_column("x", "label")
+    swapped.save_to_disk(str(tmp_path))
+    for splits in both_ways(tmp_path, ["test"], image_column_name="label", label_column_name="image"):
+        assert np.array_equal(splits["test"].images.numpy(), few["test"][0])
+        assert np.array_equal(splits["test"].labels.numpy(), few["test"][1])
+
+
+def change(folder, kind):
+    """Make one change of a kind to the class folders of a dataset."""
+    images = sorted((folder / "test" / "b").iterdir())
+    if kind == "pixel":
+        pixels = np.array(PIL.Image.open(images[3]))
+        pixels[5, 5] ^= 1
+        PIL.Image.fromarray(pixels).save(images[3])
+    elif kind == "label":
+        images[3].rename(folder / "test" / "a" / "new.png")
+    elif kind == "name":
+        for split in ("train", "test"):
+            (folder / split / "b").rename(folder / split / "c")
+    elif kind == "split":
+        images[3].rename(folder / "train" / "b" / "new.png")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["nothing", "pixel", "label", "name", "split", "seed"])
+def test_the_fingerprint_depends_on_content_alone(kind, streaming, tmp_path):
+    write_classes(tmp_path / "alice" / "digits")
+    shutil.copytree(tmp_path / "alice" / "digits", tmp_path / "bob" / "digits")
+    change(tmp_path / "bob" / "digits", kind)
+    prints = []
+    for owner in ("alice", "bob"):
+        seed = 1 if (kind, owner) == ("seed", "bob") else 0
+        args = DataArguments(dataset_name=str(tmp_path / owner / "digits"), streaming=streaming, split_seed=seed)
+        prints.append(fingerprint((stream_images if streaming else load_images)(args, PROCESSOR)))
+    assert all(re.fullmatch("[0-9a-f]{16}", text) for text in prints)
+    assert (prints[0] == prints[1]) == (kind == "nothing")
+
+
+def test_the_fingerprint_of_a_format_is_that_of_its_pixels(few, tmp_path):
+    prints = set()
+    for name in ("parquet", "imagefolder", "saved", "idx gzipped"):
+        (tmp_path / name).mkdir()
+        FORMATS[name](tmp_path / name, few)
+        prints.add(fingerprint(load(tmp_path / name, ["test"])))
+    assert len(prints) == 1
+    assert prints != {fingerprint(load(tmp_path / "saved", ["test"], max_eval_samples=19))}
+
+
+FAILURES = [
+    (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left on device"),
+    (PermissionError(errno.EACCES, "Permission denied", "/some/file"), OSError, "Permission denied: '/some/file'"),
+    (
+        ValueError("BuilderConfig 'x' not found."),
+        UsageError,
+        "Cannot read the dataset in .*BuilderConfig 'x' not found",
+    ),
+    (ConnectionError("down"), None, "the bundled sample"),
+    (TimeoutError("slow"), None, "the bundled sample"),
+]
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize(("failure", "expected", "message"), FAILURES)
+def test_only_a_connection_failure_falls_back_to_the_sample(
+    failure, expected, message, is_wrapped, monkeypatch, caplog
+):
+    real = datasets.load_dataset
+
+    def fail(path, **options):
+        if path != "ylecun/mnist":
+            return real(path, **options)
+        if not is_wrapped:
+            raise failure
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from failure
+
+    monkeypatch.delenv(DATASET_VARIABLE, raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    if expected is None:
+        assert load(splits=["test"])["test"].source == SAMPLE.name and message in caplog.text
+        return
+    with pytest.raises(expected, match=message):
+        load(splits=["test"])
+    assert "bundled sample" not in caplog.text
+
+
+def test_an_unwritable_cache_folder_is_blamed_itself(few, tmp_path, monkeypatch):
+    write_parquet(tmp_path, few)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(UsageError, match=r"Cannot write to the folder .*file.cache: .*set HF_HOME to another folder"):
+        load(tmp_path)

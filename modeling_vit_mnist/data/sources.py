@@ -20,8 +20,17 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pyarrow.parquet
-from datasets.data_files import FILES_TO_IGNORE, NON_WORDS_CHARS, SPLIT_KEYWORDS, DataFilesList
+from datasets.data_files import (
+    FILES_TO_IGNORE,
+    NON_WORDS_CHARS,
+    SPLIT_KEYWORDS,
+    DataFilesDict,
+    DataFilesList,
+    sanitize_patterns,
+)
+from datasets.info import DatasetInfosDict
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub.utils import httpx
 
 from ..cli.assets import asset
@@ -159,33 +168,24 @@ def _load_from_folder(folder: Path, streaming: bool) -> Any:
 
 
 def _load_files(folder: Path, streaming: bool) -> RawDatasets:
-    """A folder of images or tables."""
+    """A folder of images or tables. The files are listed here, since `datasets` takes characters such as "[" of a path
+    for a pattern, and takes two folders of one name whose cards are equal for one dataset."""
     root = folder.resolve()
-    files = _list_files(root)
-    class_names = {file: _class_names(root / file) for file in files if file.suffix == ".parquet"}
-    card = folder / "README.md"
-    names_splits = card.is_file() and re.search("^configs:", card.read_text(encoding="utf-8", errors="replace"), re.M)
-    if names_splits and len(set(class_names.values())) < 2 and not glob.has_magic(str(root)):
-        return datasets.load_dataset(str(folder), streaming=streaming)
-
-    splits = _split_files(_choose_files(files, folder), folder)
-    # `datasets` takes lists of files as they are. It would take characters such as "[" of a path for a pattern.
+    name, features, splits = _read_card(root)
+    splits = splits or _split_files(_choose_files(_list_files(root), folder), folder)
     lists = {}
-    for split, chosen in splits.items():
-        paths = [root / file for file in chosen]
-        stats = [path.stat() for path in paths]
+    for split, files in splits.items():
+        stats = [(root / file).stat() for file in files]
         origins = [(f"{stat.st_mtime_ns} {stat.st_size}",) for stat in stats]  # a changed file is read again
-        lists[split] = DataFilesList(list(map(str, paths)), origins)
-    schemas = {
-        split: {class_names[file] for file in chosen if file in class_names} for split, chosen in splits.items()
-    }
+        lists[split] = DataFilesList([str(root / file) for file in files], origins)
+    schemas = {split: {_class_names(root / file) for file in files} - {None} for split, files in splits.items()}
     for split, found in schemas.items():
-        if len(found) > 1:
+        if len(found) > 1 and features is None:
             raise UsageError(f"The files of the {split} split in {folder} name their classes differently.")
-    if len(set(chain(*schemas.values()))) < 2:
-        raw = datasets.load_dataset(str(folder), data_files=lists, streaming=streaming)
+    options: dict[str, Any] = {"path": str(folder), "name": name, "features": features, "streaming": streaming}
+    if len(set(chain(*schemas.values()))) < 2 or features is not None:
+        raw = datasets.load_dataset(**options, data_files=lists)
     else:  # loaded at once, all splits would get the class names of the first
-        options = {"path": str(folder), "streaming": streaming}
         raw = {
             split: datasets.load_dataset(**options, data_files={split: lists[split]}, split=split) for split in lists
         }
@@ -197,6 +197,25 @@ def _load_files(folder: Path, streaming: bool) -> RawDatasets:
             f"{shallow} and {deep}), or a metadata.csv with the columns file_name and label."
         )
     return raw
+
+
+def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[str, list[Path]]]:
+    """Name of the default configuration in the dataset card, features of its columns, and files of its splits, as far
+    as the card holds them."""
+    if not (root / "README.md").is_file():
+        return None, None, {}
+    data = huggingface_hub.DatasetCard.load(root / "README.md", ignore_metadata_errors=True).data
+    configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
+    name = configs.get_default_config_name() if configs else next(iter(infos), "default")
+    if name is None:
+        raise UsageError(f"The card of {root} lists configurations without a default: {', '.join(configs)}.")
+    features = infos[name].features if name in infos else None
+    config = configs.get(name, {})
+    if "data_files" not in config:
+        return (name if configs else None), features, {}
+    base = glob.escape((root / config.get("data_dir", "")).as_posix())
+    files = DataFilesDict.from_patterns(sanitize_patterns(config["data_files"]), base_path=base)
+    return name, features, {split: [Path(file) for file in files[split]] for split in files}
 
 
 def _list_files(root: Path) -> list[Path]:
@@ -262,8 +281,10 @@ def _split_of(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _class_names(file: Path) -> tuple:
-    """Class names in the schema of a parquet file, by column."""
+def _class_names(file: Path) -> tuple | None:
+    """Class names in the schema of a parquet file, by column; `None` for other files."""
+    if file.suffix != ".parquet":
+        return None
     features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
     return tuple((name, *kind.names) for name, kind in features.items() if isinstance(kind, datasets.ClassLabel))
 

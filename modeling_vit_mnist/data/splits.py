@@ -42,20 +42,21 @@ def load_images(
     if args.streaming:
         raise UsageError("--streaming works in training and inference only.")
     raw, source = load_raw(args)
-    wanted = set(splits)
-    if "train" not in raw and wanted - set(raw):  # each missing split is taken from train
+    splits = list(splits)
+    needs_train = "train" in splits or not set(splits) <= set(raw)  # each missing split is taken from train
+    if needs_train and "train" not in raw:
         raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
-    if wanted & {"train", "validation"} or "test" not in raw:
-        wanted.add("train")
     streams, names = open_splits(raw, source, processor, args)
+    wanted = {*splits, "train"} if needs_train else set(splits)
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
     _recognize_mnist(loaded)
 
-    if "test" in wanted and "test" not in raw:
+    # Always in this order, so that a split does not depend on which others are loaded.
+    if needs_train and "test" not in raw:
         logger.warning("%s has no test split: holding out a sixth of its train split.", source)
         size = max(1, len(loaded["train"]) // 6)
         loaded["train"], loaded["test"] = _hold_out(loaded["train"], "test", size, args)
-    if wanted & {"train", "validation"} and "validation" not in raw:
+    if needs_train and "validation" not in raw and splits != ["test"]:
         size = _validation_size(len(loaded["train"]), args)
         loaded["train"], loaded["validation"] = _hold_out(loaded["train"], "validation", size, args)
     taken = {
