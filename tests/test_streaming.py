@@ -153,6 +153,92 @@ def test_bad_images_and_labels_are_reported(unusable):
         list(stream(unusable / "label", ["test"])["test"])
 
 
+@pytest.fixture
+def torn(tmp_path):
+    """The quick sample as parquet with a quarter of the images unreadable, in three files."""
+    for split, number in (("train", 400), ("test", 80)):
+        part = datasets.load_dataset(str(SAMPLE), split=split).select(range(number))
+        rows = part.cast_column("image", datasets.Image(decode=False)).to_list()
+        for index in range(1, number, 4):
+            rows[index]["image"] = {"bytes": b"torn", "path": None} if index % 3 else None
+        part = datasets.Dataset.from_list(rows, part.features)
+        for shard in range(3):
+            part.shard(3, shard).to_parquet(tmp_path / "torn" / f"{split}-{shard}-of-3.parquet")
+    return tmp_path / "torn"
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_a_stream_counts_the_images_that_it_reads(torn, limit, caplog):
+    options = {"skip_bad_images": True, "max_train_samples": limit, "max_eval_samples": limit}
+    digits = stream(torn, **options)
+    assert caplog.text.count("which cannot be read") == 120  # once, not in every epoch
+    for epoch in (0, 1):
+        digits["train"].set_epoch(epoch)
+        assert len(all_rows(digits["train"])) == len(digits["train"])
+        assert len(list(digits["train"])) == len(digits["train"])
+    assert len(digits["test"].take()) == len(digits["test"]) == (limit or 60)
+    assert caplog.text.count("which cannot be read") == 120
+    in_memory = load_images(DataArguments(dataset_name=str(torn), **options), PROCESSOR)
+    if limit is None:
+        assert len(digits["train"]) + len(digits["validation"]) == 300
+        assert all_rows(digits["test"]) == rows(in_memory["test"])
+    else:
+        assert [len(split) for split in in_memory.values()] == [50, 25, 50] and len(digits["train"]) == 50
+
+
+def test_a_run_on_a_stream_with_bad_images_counts_what_it_reads(torn, tmp_path, capsys):
+    more = ("--streaming", "--skip_bad_images", f"--dataset_name={torn}", "--num_train_epochs=2", "--max_steps=-1")
+    results = train(*arguments(tmp_path / "run", *more))
+    assert results["test_samples"] == 60 and results["train_samples"] + results["validation_samples"] == 300
+    sizes = f"{results['train_samples']} train, {results['validation_samples']} validation, 60 test images"
+    assert f"Data: {sizes}" in capsys.readouterr().out
+    assert results["test_accuracy"] * 60 == pytest.approx(round(results["test_accuracy"] * 60))
+
+
+def test_a_stream_without_a_readable_image_is_refused(tmp_path):
+    images = {"image": [b"torn"] * 20, "label": [0, 1] * 10}
+    datasets.Dataset.from_dict(images).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match=r"No image of the train split of .* can be read"):
+        stream(tmp_path, skip_bad_images=True)
+
+
+def test_a_missing_image_file_is_named_before_training(tmp_path):
+    datasets.load_dataset(str(SAMPLE), split="test")[0]["image"].save(tmp_path / "0.png")
+    paths = [str(tmp_path / f"{min(index, 1)}.png") for index in range(30)]
+    text = datasets.Features({"image": datasets.Value("string"), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict({"image": paths, "label": [0, 1] * 15}, text).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match=r"Cannot read .*1\.png: .*No such file"):
+        stream(tmp_path)
+
+
+def test_a_moved_folder_of_images_is_split_in_the_same_way(tmp_path):
+    digits = datasets.load_dataset(str(SAMPLE), split="train").select(range(120))
+    for index, row in enumerate(digits):
+        file = tmp_path / "here" / "train" / str(row["label"]) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(file)
+    before = stream(tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").rename(tmp_path / "there" / "moved")
+    after = stream(tmp_path / "there" / "moved")
+    assert rows(before["validation"]) == rows(after["validation"])
+    assert len(before["train"]) == len(after["train"])
+
+
+def test_parts_that_hashes_leave_empty_hold_an_image_each(tmp_path, caplog):
+    digits = datasets.load_dataset(str(SAMPLE), split="train")
+    for number in (3, 4, 7):
+        digits.select(range(number)).to_parquet(tmp_path / str(number) / "train.parquet")
+        for seed in range(3):
+            splits = stream(tmp_path / str(number), split_seed=seed)
+            parts = [all_rows(splits["train"]), rows(splits["validation"]), all_rows(splits["test"])]
+            assert all(parts) and sum(map(len, parts)) == len(set().union(*parts)) == number
+    assert "splitting by rank instead" in caplog.text
+    digits.select([0, 0, 0]).to_parquet(tmp_path / "same" / "train.parquet")
+    with pytest.raises(UsageError, match="Cannot hold out test and validation of 1 different images"):
+        stream(tmp_path / "same")
+
+
 @pytest.mark.parametrize("recipe", ["fast", "adam"])
 def test_a_resumed_run_on_a_stream_equals_an_uninterrupted_one(recipe, tmp_path, monkeypatch, capsys):
     more = (

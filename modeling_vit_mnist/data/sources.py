@@ -237,7 +237,7 @@ def _choose_files(files: list[Path], folder: Path) -> list[Path]:
     images = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
     metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
     kinds = Counter(file.suffix for file in files if file.suffix in TABLES and file not in metadata)
-    if len(images) >= max(1, kinds.total()):
+    if len(images) > kinds[".parquet"] and len(images) >= kinds.total():  # each image may have a JSON file beside it
         chosen = set(images + metadata)
         if others := [file for file in files if file not in chosen]:
             logger.warning("Ignoring %d files in %s that are no images, such as %s.", len(others), folder, others[0])
