@@ -1,10 +1,14 @@
-"""The configuration: defaults, timm's names, and an error message for each impossible value."""
+"""The configuration: defaults, timm's names, names of classes, and an error message for each impossible value."""
+
+import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from modeling_vit_mnist import VitMnistConfig
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification
+
+REFUSED = (ValueError, StrictDataclassError)
 
 
 def test_default_is_the_original_network():
@@ -44,7 +48,9 @@ def test_mlp_is_twice_the_width_by_default():
         ("hidden_size", 0, "hidden_size must be at least 1, got 0"),
         ("num_hidden_layers", -1, "num_hidden_layers must be at least 1, got -1"),
         ("num_channels", 0, "num_channels must be at least 1, got 0"),
-        ("num_labels", 0, "num_labels must be at least 1, got 0"),
+        ("num_labels", 0, "num_labels must be an integer of at least 1, got 0"),
+        ("num_labels", True, "num_labels must be an integer of at least 1, got True"),
+        ("num_classes", 3.0, "num_labels must be an integer of at least 1, got 3.0"),
         ("hidden_dropout_prob", 1.0, r"hidden_dropout_prob must lie in \[0, 1\), got 1.0"),
         ("attention_probs_dropout_prob", -0.1, r"must lie in \[0, 1\), got -0.1"),
         ("layer_norm_eps", 0.0, "layer_norm_eps must be a positive number, got 0.0"),
@@ -53,11 +59,142 @@ def test_mlp_is_twice_the_width_by_default():
         ("initializer", "ones", "initializer.*ones"),
         ("hidden_size", "8", "hidden_size.*expected int, got str"),
         ("image_size", 28.0, "image_size.*expected int, got float"),
+        ("embed_dim", True, "hidden_size.*expected int, got bool"),
+        ("mlp_ratio", 1.3, r"got 8 \* 1.3 and 10"),
+        ("mlp_ratio", float("nan"), "mlp_ratio must be a positive number, got nan"),
+        ("hiden_size", 16, "Unknown setting 'hiden_size': did you mean 'hidden_size'?"),
+        ("num_layers", 4, "Unknown setting 'num_layers': did you mean"),
+        ("id2label", {0: "a", 2: "b"}, "classes 0 to n - 1 to different names, got {0: 'a', 2: 'b'}"),
+        ("id2label", {0: "a", 1: "a"}, "to different names, got {0: 'a', 1: 'a'}"),
+        ("id2label", {"zero": "a"}, "to different names, got {'zero': 'a'}"),
+        ("id2label", {}, "to different names, got {}"),
+        ("label2id", {"a": 0, "b": 0}, "label2id={'a': 0, 'b': 0} contradicts id2label={0: 'b'}|different names"),
     ],
 )
 def test_impossible_values_are_refused(field, value, message):
-    with pytest.raises((ValueError, StrictDataclassError), match=message):
+    with pytest.raises(REFUSED, match=message):
         VitMnistConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 16, "embed_dim": 8}, "hidden_size=16 contradicts embed_dim=8"),
+        ({"hidden_size": 8, "embed_dim": 16}, "hidden_size=8 contradicts embed_dim=16"),  # 8 is the default
+        ({"num_hidden_layers": 2, "depth": 3}, "num_hidden_layers=2 contradicts depth=3"),
+        ({"num_attention_heads": 2, "num_heads": 4}, "num_attention_heads=2 contradicts num_heads=4"),
+        ({"image_size": 28, "img_size": 35}, "image_size=28 contradicts img_size=35"),
+        ({"num_channels": 1, "in_chans": 3}, "num_channels=1 contradicts in_chans=3"),
+        ({"hidden_dropout_prob": 0.1, "drop_rate": 0.2}, "hidden_dropout_prob=0.1 contradicts drop_rate=0.2"),
+        ({"attention_probs_dropout_prob": 0.0, "attn_drop_rate": 0.2}, "contradicts attn_drop_rate=0.2"),
+        ({"num_labels": 4, "num_classes": 3}, "num_labels=4 contradicts num_classes=3"),
+        ({"intermediate_size": 8, "mlp_ratio": 4}, r"got 8 \* 4 and 8"),
+        ({"id2label": {0: "a", 1: "b"}, "num_labels": 3}, "num_labels=3 contradicts the 2 names"),
+        ({"label2id": {"a": 0, "b": 1}, "num_classes": 3}, "num_labels=3 contradicts the 2 names"),
+        ({"id2label": {0: "a"}, "label2id": {"b": 0}}, "label2id={'b': 0} contradicts id2label={0: 'a'}"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(fields, message, tmp_path):
+    with pytest.raises(REFUSED, match=message):
+        VitMnistConfig(**fields)
+    VitMnistConfig().save_pretrained(tmp_path)
+    with pytest.raises(REFUSED, match=message):
+        AutoConfig.from_pretrained(tmp_path, **fields)
+
+
+def test_settings_given_twice_with_one_value_are_accepted():
+    config = VitMnistConfig(
+        hidden_size=16, embed_dim=16, intermediate_size=64, mlp_ratio=4, num_labels=2, num_classes=2,
+        id2label={0: "a", 1: "b"},
+    )  # fmt: skip
+    assert (config.hidden_size, config.intermediate_size, config.id2label) == (16, 64, {0: "a", 1: "b"})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"id2label": {0: "cat", 1: "dog", 2: "eel"}},
+        {"id2label": {"2": "eel", "0": "cat", "1": "dog"}},
+        {"label2id": {"eel": 2, "cat": 0, "dog": 1}},
+        {"label2id": {"cat": "0", "dog": "1", "eel": "2"}, "num_labels": 3},
+        {"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "label2id": {"cat": "0", "dog": "1", "eel": "2"}},
+    ],
+)
+def test_names_of_classes_are_completed_and_ordered(names, tmp_path):
+    VitMnistConfig(**names).save_pretrained(tmp_path / "new")
+    VitMnistConfig().save_pretrained(tmp_path / "digits")
+    for config in (
+        VitMnistConfig(**names),
+        AutoConfig.from_pretrained(tmp_path / "new"),
+        AutoConfig.from_pretrained(tmp_path / "digits", **names),  # as fine-tuning scripts do
+    ):
+        assert list(config.id2label.items()) == [(0, "cat"), (1, "dog"), (2, "eel")]
+        assert config.label2id == {"cat": 0, "dog": 1, "eel": 2} and config.num_labels == 3
+
+
+def test_more_than_ten_names_keep_their_order_in_json_of_other_programs(tmp_path):
+    letters = {index: f"class {index}" for index in range(26)}
+    VitMnistConfig(id2label=letters).save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["id2label"] = dict(sorted(record["id2label"].items()))  # 0, 1, 10, 11 ...
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert list(AutoConfig.from_pretrained(tmp_path).id2label.items()) == list(letters.items())
+
+
+def test_loading_replaces_what_was_saved(tmp_path):
+    VitMnistConfig(id2label={0: "a", 1: "b"}, hidden_size=16).save_pretrained(tmp_path)
+    load = VitMnistConfig.from_pretrained
+    assert load(tmp_path, num_labels=2).id2label == {0: "a", 1: "b"}
+    assert load(tmp_path, num_labels=10).id2label == {digit: str(digit) for digit in range(10)}
+    assert load(tmp_path, embed_dim=24).hidden_size == 24
+    assert load(tmp_path, mlp_ratio=4).intermediate_size == 64
+    assert load(tmp_path, num_labels=None, depth=None).to_dict() == load(tmp_path).to_dict()
+    with pytest.raises(REFUSED, match="did you mean 'hidden_size'"):
+        load(tmp_path, hiden_size=24)
+    with pytest.raises(REFUSED, match="layer_norm_eps must be a positive number, got nan"):
+        load(tmp_path, layer_norm_eps=float("nan"))
+
+
+def test_settings_of_other_programs_are_loaded(tmp_path):
+    config = VitMnistConfig(color="red")
+    config.layer_norm_epsilon = 1.0  # transformers' own tests set it for any model
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.color, loaded.layer_norm_epsilon, loaded.layer_norm_eps) == ("red", 1.0, 1e-6)
+
+
+@pytest.mark.parametrize(("alias", "value"), [("embed_dim", "16"), ("depth", 2.0), ("drop_rate", None)])
+def test_types_are_checked_under_any_name_when_a_field_is_set(alias, value):
+    with pytest.raises(StrictDataclassError, match=VitMnistConfig.attribute_map[alias]):
+        setattr(VitMnistConfig(), alias, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("depth", 0, "num_hidden_layers must be at least 1, got 0"),
+        ("num_heads", 3, "3 heads for a width of 8"),
+        ("hidden_dropout_prob", 2.0, "must lie in"),
+        ("layer_norm_eps", float("nan"), "must be a positive number, got nan"),
+        ("hidden_act", "gleu", "got 'gleu'"),
+        ("label2id", {"x": 0}, "label2id={'x': 0} contradicts"),
+    ],
+)
+def test_an_impossible_value_set_later_reaches_neither_a_model_nor_a_file(field, value, message, tmp_path):
+    config = VitMnistConfig()
+    setattr(config, field, value)
+    with pytest.raises(REFUSED, match=message):
+        VitMnistForImageClassification(config)
+    with pytest.raises(REFUSED, match=message):
+        config.save_pretrained(tmp_path)
+
+
+def test_new_names_replace_the_old_ones_in_both_directions():
+    config = VitMnistConfig()
+    config.id2label = {"1": "b", "0": "a"}
+    assert (config.id2label, config.label2id, config.num_labels) == ({0: "a", 1: "b"}, {"a": 0, "b": 1}, 2)
+    config.num_classes = 3
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
 
 
 def test_saved_config_is_the_same_and_names_all_four_auto_classes(tmp_path):

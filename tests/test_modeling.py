@@ -335,6 +335,30 @@ def test_wrong_shapes_are_refused(shape, message):
         make()(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_images_that_were_not_normalized_are_refused(dtype):
+    model, images = make(), torch.ones(2, 1, 28, 28, dtype=dtype)
+    for part in (model, model.vit):
+        with pytest.raises(ValueError, match=f"pixel_values must be normalized floats.*got {dtype}"):
+            part(images)
+
+
+@pytest.mark.parametrize("option", ["bool_masked_pos", "head_mask"])
+def test_options_of_the_in_tree_vit_are_not_ignored(option):
+    model, (pixel_values, _) = make(), batch()
+    for part in (model, model.vit):
+        with pytest.raises(ValueError, match=f"This model has no {option}"):
+            part(pixel_values, **{option: torch.ones(5, 16, dtype=torch.bool)})
+        part(pixel_values, **{option: None})
+
+
+def test_labels_are_not_broadcast_in_regression():
+    model, (pixel_values, _) = make(num_labels=5, problem_type="regression"), batch()
+    assert model(pixel_values, labels=torch.zeros(5, 5)).loss > 0
+    with pytest.raises(ValueError, match=r"labels of shape \(5, 5\), got \(5,\)"):
+        model(pixel_values, labels=torch.zeros(5))
+
+
 def test_dropout_acts_only_in_training():
     model, (pixel_values, _) = make(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), batch()
     assert torch.equal(model(pixel_values).logits, model(pixel_values).logits)

@@ -1,5 +1,7 @@
 """Configuration of the tiny Vision Transformer. Travels with every checkpoint; imports nothing of this package."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -15,19 +17,42 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_vit_mnist.VitMnistImageProcessor",
 }
 
+LABELS = ("id2label", "label2id")
+
+
+def refuse_misspelled(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` for a name that is not a known one but close to one. Any other name passes, as in
+    transformers: its other versions, and other programs, have settings of their own."""
+    known = list(known)
+    for name in names:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if name not in known else []
+        if near:
+            raise ValueError(f"Unknown setting {name!r}: did you mean {near[0]!r}?")
+
+
+def _in_order(id2label: dict) -> dict[int, str]:
+    """Names of classes in the order of their ids, which are text in JSON."""
+    names = {str(index): str(name) for index, name in id2label.items()}
+    ordered = {index: names.get(str(index)) for index in range(len(id2label))}
+    if not ordered or None in ordered.values() or len(set(ordered.values())) < len(ordered):
+        raise ValueError(f"id2label must map the classes 0 to n - 1 to different names, got {id2label}.")
+    return ordered
+
 
 @strict
 class VitMnistConfig(PreTrainedConfig):
     r"""Configuration of a [`VitMnistModel`]. The defaults are the 1,850-parameter network for MNIST.
 
     Fields have the names of transformers' `ViTConfig`. timm's names (`embed_dim`, `depth`, `num_heads`, `img_size`,
-    `in_chans`, `drop_rate`, `attn_drop_rate`, `num_classes`, `mlp_ratio`) are accepted, too.
+    `in_chans`, `drop_rate`, `attn_drop_rate`, `num_classes`, `mlp_ratio`) are accepted, too. Two names of one setting
+    must have the same value.
 
     Args:
         hidden_size (`int`, defaults to 8): Width of every token.
         num_hidden_layers, num_attention_heads (`int`, default to 2): Transformer blocks, and heads in each; the number
             of heads must divide `hidden_size`.
-        intermediate_size (`int`, *optional*): Width of the MLP's hidden layer. Defaults to twice `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of the MLP's hidden layer, `hidden_size * mlp_ratio`. Defaults to
+            twice `hidden_size`.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP, a key of transformers' `ACT2FN`.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0): Dropout on embeddings and residual
             branches, and on attention probabilities, in [0, 1).
@@ -41,11 +66,14 @@ class VitMnistConfig(PreTrainedConfig):
             `initializer_range`; timm and transformers use it with 0.02, which is too small for width 8.
         initializer_range (`float`, defaults to 0.5): Standard deviation of position embeddings and CLS token, and of
             the weight matrices under `"trunc_normal"`. For comparison, whitened patches have unit variance.
-        num_labels (`int`, *optional*): Number of classes; 10, labelled "0" to "9", unless `id2label` says otherwise.
+        num_labels (`int`, *optional*): Number of classes; 10, labelled "0" to "9", unless the names say otherwise.
+        id2label, label2id (`dict`, *optional*): Names of the classes 0 to n - 1, and the inverse. One gives the other.
 
     Raises:
-        ValueError, or huggingface_hub's `StrictDataclassError`: a value is of the wrong type or out of range. The
-            message names the field and the value seen.
+        ValueError, or huggingface_hub's `StrictDataclassError`: a value is of the wrong type, out of range or
+            contradicts another, or the name of a setting is misspelled. The message names the field and the value
+            seen. Types are checked whenever a field is set; the rest when a config is made or saved, and when a model
+            is made of it.
 
     Example:
         >>> VitMnistConfig(embed_dim=16, depth=4).intermediate_size
@@ -79,22 +107,77 @@ class VitMnistConfig(PreTrainedConfig):
     initializer: Literal["xavier_uniform", "trunc_normal"] = "xavier_uniform"
     initializer_range: float | int = 0.5
 
-    def __post_init__(self, **kwargs):
-        for alias, name in self.attribute_map.items():
-            if alias in kwargs and name != "num_labels":
-                setattr(self, name, kwargs.pop(alias))
-        if "num_classes" in kwargs:
-            kwargs["num_labels"] = kwargs.pop("num_classes")
-        if self.id2label is None and kwargs.get("num_labels", 10) == 10:
-            self.id2label = {digit: str(digit) for digit in range(10)}
-            self.label2id = {str(digit): digit for digit in range(10)}
+    def __new__(cls, *args, **kwargs):
+        # `__post_init__` cannot tell a value that was passed from a default.
+        for alias, name in cls.attribute_map.items():
+            if len({kwargs[key] for key in (name, alias) if kwargs.get(key) is not None}) > 1:
+                raise ValueError(f"{name}={kwargs[name]} contradicts {alias}={kwargs[alias]}: pass one of them.")
+        return super().__new__(cls)
 
-        mlp_ratio = kwargs.pop("mlp_ratio", None)
+    def __post_init__(self, **kwargs):
+        if "model_type" not in kwargs:  # a saved config may have settings of other programs
+            refuse_misspelled(kwargs, self._settings())
+        num_labels, mlp_ratio = kwargs.pop("num_labels", None), kwargs.pop("mlp_ratio", None)
+        for alias, name in self.attribute_map.items():
+            value = kwargs.pop(alias, None)
+            if name == "num_labels":
+                num_labels = num_labels if value is None else value
+            elif value is not None:
+                setattr(self, name, value)
+
+        label2id = self.label2id
+        if self.id2label is None and label2id is not None:
+            self.id2label = {str(index): name for name, index in label2id.items()}
+        if self.id2label is None:
+            self.num_labels = 10 if num_labels is None else num_labels
+            if self.num_labels == 10:
+                self.id2label = {digit: str(digit) for digit in range(10)}
+        if num_labels not in (None, self.num_labels):
+            raise ValueError(f"num_labels={num_labels} contradicts the {self.num_labels} names of the classes.")
+
+        if mlp_ratio is not None and not 0 < mlp_ratio < float("inf"):
+            raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio}.")
         if self.intermediate_size is None:
-            self.intermediate_size = int(self.hidden_size * (2 if mlp_ratio is None else mlp_ratio))
+            self.intermediate_size = round(self.hidden_size * (2 if mlp_ratio is None else mlp_ratio))
+        if mlp_ratio is not None and not abs(self.hidden_size * mlp_ratio - self.intermediate_size) < 1e-6:
+            raise ValueError(
+                f"hidden_size * mlp_ratio must be the integer intermediate_size, got {self.hidden_size} * {mlp_ratio} "
+                f"and {self.intermediate_size}."
+            )
         super().__post_init__(**kwargs)
+        self.label2id = self.label2id if label2id is None else label2id
         # The code is saved beside the weights, so the references are local. A Hub config names its repository.
         self.auto_map = dict(AUTO_MAP)
+
+    def __setattr__(self, key, value):
+        if key in self.attribute_map:  # the field's own name has validators
+            return setattr(self, self.attribute_map[key], value)
+        if key == "num_labels" and (type(value) is not int or value < 1):
+            raise ValueError(f"num_labels must be an integer of at least 1, got {value!r}.")
+        if key == "id2label" and value is not None:
+            value = _in_order(value)
+            super().__setattr__("label2id", {name: index for index, name in value.items()})
+        elif key == "label2id" and value is not None:  # ids may be text
+            value = {name: int(index) if str(index).isdigit() else index for name, index in value.items()}
+        super().__setattr__(key, value)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """A config from a dictionary. `kwargs` replace the values of the same settings in it, whatever their names."""
+        refuse_misspelled(kwargs, cls._settings())
+        changes = {name: value for name in cls._settings() if (value := kwargs.pop(name, None)) is not None}
+        same = {**cls.attribute_map, "mlp_ratio": "intermediate_size"} | dict.fromkeys(LABELS, "num_labels")
+        changed = {same.get(name, name) for name in changes}
+        num_labels = changes.get("num_labels", changes.get("num_classes"))
+        if not changes.keys() & set(LABELS) and num_labels == len(config_dict.get("id2label") or ()):
+            changed.discard("num_labels")  # as many classes as before keep their names
+        kept = {name: value for name, value in config_dict.items() if same.get(name, name) not in changed}
+        return super().from_dict(kept | changes, **kwargs)
+
+    @classmethod
+    def _settings(cls) -> list[str]:
+        """All names of the settings of this model, without those of every model."""
+        return [*VitMnistConfig.__annotations__, *cls.attribute_map, "mlp_ratio", "num_labels", *LABELS]
 
     @property
     def mlp_ratio(self) -> float:
@@ -108,7 +191,7 @@ class VitMnistConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
-        for name in (*sizes, "patch_size", "num_channels", "num_labels"):
+        for name in (*sizes, "patch_size", "num_channels"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -133,6 +216,10 @@ class VitMnistConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be a positive number, got {value}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
+
+    def validate_labels(self):
+        if self.label2id != {name: index for index, name in (self.id2label or {}).items()}:
+            raise ValueError(f"label2id={self.label2id} contradicts id2label={self.id2label}.")
 
 
 __all__ = ["VitMnistConfig"]

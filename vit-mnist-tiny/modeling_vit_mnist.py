@@ -149,6 +149,12 @@ class VitMnistPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": VitMnistBlock, "attentions": VitMnistAttention}
 
+    def __init__(self, config: VitMnistConfig):
+        # Fields may have been changed since the config was made.
+        for validate in (config.validate_sizes, config.validate_ranges, config.validate_labels):
+            validate()
+        super().__init__(config)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         # transformers' `init` functions skip what `from_pretrained` has loaded.
@@ -208,7 +214,7 @@ class VitMnistModel(VitMnistPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalized images,
-                as the image processor makes them; cast to the dtype of the weights.
+                as the image processor makes them: floats, cast to the dtype of the weights.
             interpolate_pos_encoding (`bool`, *optional*): Accept other image sizes (multiples of the patch size).
             cls_only (`bool`): Only the CLS token is needed. The last block then skips the other tokens, unless a hook
                 reads what it computes or outputs are recorded.
@@ -221,8 +227,16 @@ class VitMnistModel(VitMnistPreTrainedModel):
             `model.set_attn_implementation("eager")`: without it they are empty, and transformers logs a warning.
 
         Raises:
-            ValueError: wrong number of dimensions or channels, or another image size.
+            ValueError: wrong number of dimensions or channels, another image size, integers instead of floats, or the
+                in-tree ViT's options `bool_masked_pos` and `head_mask`, which this model does not have.
         """
+        for name in ("bool_masked_pos", "head_mask"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"This model has no {name}.")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be normalized floats, as the image processor makes them, got {pixel_values.dtype}."
+            )
         tokens = self.patch_embed(pixel_values.to(self.pos_embed.dtype))  # (batch, patches, hidden)
         height, width = pixel_values.shape[2:]
         if interpolate_pos_encoding:
@@ -269,7 +283,8 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, image_size, image_size)`): Normalized images.
             labels (`torch.Tensor` of shape `(batch,)`, int64, *optional*): Classes in `[0, num_labels)`; with them
-                the output has `loss`, the cross-entropy, averaged over the batch or over `num_items_in_batch`.
+                the output has `loss`, the cross-entropy, averaged over the batch or over `num_items_in_batch`. As in
+                transformers, floats of shape `(batch, num_labels)` are the labels of the other `problem_type`s.
             interpolate_pos_encoding (`bool`, *optional*): Accept other image sizes (multiples of the patch size).
 
         Returns:
@@ -290,9 +305,11 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, **recorded)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Cross-entropy of logits `(batch, num_labels)`, in float32 or better."""
+        """Cross-entropy of logits `(batch, num_labels)`, or the loss of another problem type, in float32 or better."""
         # A log-softmax in half precision would lose accuracy.
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if self.config.problem_type == "regression" and labels.numel() != logits.numel():  # they would be broadcast
+            raise ValueError(f"Regression needs labels of shape {tuple(logits.shape)}, got {tuple(labels.shape)}.")
         return self.loss_function(labels, logits, self.config, **kwargs)
 
 
