@@ -1,14 +1,25 @@
-"""The image processor: MNIST bit for bit, every kind of image, MNIST's framing, and no NaN."""
+"""The image processor: MNIST bit for bit, every kind of image, MNIST's framing, no NaN, and no option ignored."""
+
+import base64
+import functools
+import http.server
+import io
+import json
+import threading
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import pipeline
+from transformers.image_utils import load_image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.splits import load_images
+from modeling_vit_mnist.image_processing_vit_mnist import open_image
 
 PROCESSOR = VitMnistImageProcessor()
 
@@ -197,7 +208,18 @@ def test_empty_batch_and_return_types(digits):
         (np.zeros((0, 28)), {}, ValueError, r"got \(0, 28\)"),
         (np.full((28, 28), 255.0), {}, ValueError, "lie in \\[0, 1\\], got values from 255 to 255"),
         (np.full((28, 28), np.nan), {}, ValueError, "got values from nan to nan"),
+        (np.full((28, 28), np.inf, np.float16), {}, ValueError, "got values from inf to inf"),
+        (torch.full((28, 28), np.nan, dtype=torch.bfloat16), {}, ValueError, "got values from nan to nan"),
+        (PIL.Image.fromarray(np.full((28, 28), np.nan, np.float32)), {}, ValueError, "got values from nan to nan"),
+        (np.where(np.arange(4) == 3, np.nan, np.ones((28, 28, 4))), {}, ValueError, "got values from nan to nan"),
         (np.full((28, 28), -1), {}, ValueError, "got -1 to -1"),
+        (np.full((28, 28), 256), {}, ValueError, "got 256 to 256"),
+        (np.full((28, 28), 200, np.uint16), {}, ValueError, "up to 200 may have 8 bits or 16"),
+        (np.full((28, 28), 0.5, object), {}, ValueError, "got object"),
+        (np.zeros((28, 28), complex), {}, ValueError, "got complex128"),
+        (PIL.Image.new("L", (0, 5)), {}, ValueError, r"got a size of \(0, 5\)"),
+        (np.zeros((28, 28, 3)), {"input_data_format": "channels_first"}, ValueError, "with channels_first"),
+        (None, {}, TypeError, "got <class 'NoneType'>"),
         ({"image": 1}, {}, TypeError, "got <class 'dict'>"),
         (np.zeros((28, 28)), {"do_invert": "maybe"}, ValueError, "got 'maybe'"),
         (np.zeros((28, 28)), {"background": 256}, ValueError, "got 256"),
@@ -209,12 +231,245 @@ def test_unusable_images_are_refused(image, options, error, message):
         PROCESSOR(image, **options)
 
 
-def test_files_keep_their_transparency(tmp_path):
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBa", "RGBX", "I;16B"]
+)
+def test_every_mode_of_an_opaque_white_image_is_white(mode):
+    source = {"La": "LA", "RGBa": "RGBA", "PA": "LA"}.get(mode, "I;16" if mode == "I;16B" else "L")
+    white = PIL.Image.new("L", (28, 28), 255) if source != "I;16" else PIL.Image.new(mode, (28, 28), 65535)
+    image = white if source == "I;16" else white.convert(source).convert(mode)
+    assert image.mode == mode and (grayscale(image) == 255).all()
+
+
+def test_dark_images_of_16_bits_stay_dark():
+    """Whether 16 bits are meant is not decided by how bright an image is, where its type says so."""
+    levels = np.full((28, 28), 200, np.uint16)
+    assert (grayscale(PIL.Image.fromarray(levels)) == 1).all()
+    assert (grayscale(levels * 257) == 200).all() and (grayscale((levels * 257).astype(">u2")) == 200).all()
+
+
+def test_gray_and_alpha_channels_are_one_image(digits):
+    both = np.stack([digits[0], np.full((28, 28), 255, np.uint8)], -1)
+    assert np.array_equal(grayscale(both), digits[:1])
+    assert np.allclose(grayscale(both / 255)[0], digits[0] / 255)
+    both[..., 1] = 0
+    assert (grayscale(both) == 255).all() and (grayscale(both / 255) == 1).all()
+
+
+# Ways to name the image in a file.
+SOURCES = {
+    "path": str,
+    "Path": lambda path: path,
+    "bytes": lambda path: path.read_bytes(),
+    "file": lambda path: path.open("rb"),
+    "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+    "base64 in lines": lambda path: base64.encodebytes(path.read_bytes()).decode(),
+    "data URL": lambda path: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
+    "URL": lambda path: f"{path.parent.as_uri()}/{path.name}",
+    "PIL": lambda path: PIL.Image.open(io.BytesIO(path.read_bytes())),
+}
+
+
+@pytest.fixture
+def source_of(tmp_path):
+    """A function of a key of SOURCES and the name of a file in `tmp_path`, which a local server serves."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    yield lambda kind, name: url + name if kind == "URL" else SOURCES[kind](tmp_path / name)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_every_source_of_an_image_is_opened_upright(suffix, source_of, tmp_path):
+    upright = (np.arange(28 * 40).reshape(40, 28) // 5).astype(np.uint8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the upright image is the stored one, turned to the right
+    PIL.Image.fromarray(np.rot90(upright)).save(tmp_path / f"photo.{suffix}", exif=exif, quality=95)
+    for kind in SOURCES:
+        found = grayscale([source_of(kind, f"photo.{suffix}")], do_resize=False)[0]
+        assert found.shape == (40, 28), kind
+        assert np.abs(found.astype(int) - upright).max() <= (3 if suffix == "jpg" else 0), kind
+        if kind not in ("Path", "bytes", "file", "path"):  # what transformers' own loader takes, and reads as Pillow
+            expected = load_image(source_of(kind, f"photo.{suffix}")).convert("L")
+            assert np.array_equal(found, np.asarray(expected)), kind
+
+
+def test_every_source_of_an_image_keeps_its_transparency(source_of, tmp_path):
     ink = np.zeros((28, 28, 4), np.uint8)
     ink[8:20, 12:16, 3] = 255
     PIL.Image.fromarray(ink).save(tmp_path / "ink.png")
-    assert grayscale(str(tmp_path / "ink.png"))[0, 0, 0] == 255
-    assert np.array_equal(grayscale([tmp_path / "ink.png"] * 2)[1], grayscale(ink)[0])
+    expected = grayscale(ink)
+    assert expected[0, 0, 0] == 255
+    for kind in SOURCES:
+        assert np.array_equal(grayscale(source_of(kind, "ink.png")), expected), kind
+        assert np.array_equal(grayscale([source_of(kind, "ink.png")]), expected), kind
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no.png", "'no.png' is neither an image file, nor the http URL or base64 text of an image"),
+        ("aGVsbG8=", "'aGVsbG8=' is neither an image file"),
+        ("data:image/png;base64,", "is neither an image file"),
+        ("x" * 5000, r"^'x{80}\.\.\.' is neither an image file"),
+        ("", "'' is neither an image file"),
+        ("http://127.0.0.1:1/7.png", "Cannot download http://127.0.0.1:1/7.png: .*refused"),
+    ],
+)
+def test_texts_that_lead_to_no_image_are_refused(source, message):
+    with pytest.raises((ValueError, OSError), match=message) as refused:
+        PROCESSOR(source)
+    assert "\n" not in str(refused.value)
+
+
+def test_files_that_hold_no_image_are_refused(source_of, tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    for kind in ("path", "Path", "URL"):
+        with pytest.raises(ValueError, match=r"text.png' is neither an image file"):
+            PROCESSOR(source_of(kind, "text.png"))
+    with pytest.raises(OSError, match=r"Cannot download .*no\.png: .*404"):
+        PROCESSOR(source_of("URL", "no.png"))
+    with pytest.raises(FileNotFoundError, match=r"no\.png"):
+        PROCESSOR(tmp_path / "no.png")
+    with pytest.raises(IsADirectoryError):
+        open_image(str(tmp_path))
+
+
+IN_TREE = ViTImageProcessorPil(size=28, image_mean=[0.1307], image_std=[0.3081])
+
+
+@pytest.mark.parametrize(
+    ("shape", "data_format"),
+    [
+        ((1, 28, 1), "channels_last"), ((1, 28, 1), "channels_first"), ((3, 40, 1), "channels_last"),
+        ((1, 3, 3), "channels_first"), ((3, 3, 1), "channels_last"), ((40, 30, 1), "channels_last"),
+    ],
+)  # fmt: skip
+def test_input_data_format_is_obeyed_as_in_tree(shape, data_format):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = IN_TREE(image, input_data_format=data_format, return_tensors="np").pixel_values
+    for ours in (
+        pixels(image, input_data_format=data_format),
+        pixels(torch.from_numpy(image)[None], input_data_format=data_format),
+        VitMnistImageProcessor(input_data_format=data_format)(image, return_tensors="pt").pixel_values,
+    ):
+        assert np.allclose(ours, expected, atol=1e-6)
+
+
+def test_input_data_format_decides_what_an_ambiguous_array_is():
+    color = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    luma = [np.asarray(PIL.Image.fromarray(image).convert("L")) for image in (color, color.transpose(1, 2, 0).copy())]
+    for expected, data_format in zip(luma, ("channels_last", "channels_first"), strict=True):
+        assert np.array_equal(grayscale(color, input_data_format=data_format, do_resize=False)[0], expected)
+    four = np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    assert len(grayscale(four)) == 4 and len(grayscale(four, input_data_format="channels_first")) == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA"])
+def test_conversion_to_rgb_first_changes_nothing(mode):
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 4), dtype=np.uint8)).convert(mode)
+    on_white = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    expected = np.asarray(on_white.convert("RGB").convert("L"))
+    assert np.array_equal(grayscale(image, do_convert_rgb=True)[0], expected)
+    assert np.array_equal(grayscale(image)[0], expected)
+
+
+def test_returned_tensors_are_on_the_device_asked_for():
+    assert pixels(np.zeros((28, 28)), device="meta").device.type == "meta"
+
+
+NAN = float("nan")
+REFUSED = [
+    ("do_center_crop", True, "do_center_crop is not supported"),
+    ("do_pad", True, "do_pad is not supported"),
+    ("data_format", "channels_last", "data_format must be .*got 'channels_last'"),
+    ("input_data_format", "channels_middle", "channels_middle is not a valid ChannelDimension"),
+    ("size", {"shortest_edge": 28}, "size must be a height and a width.*got {'shortest_edge': 28}"),
+    ("size", {"longest_edge": 28}, "got {'longest_edge': 28}"),
+    ("size", {"max_height": 28, "max_width": 28}, "got {'max_height': 28, 'max_width': 28}"),
+    ("size", {"height": 0, "width": 28}, "got {'height': 0, 'width': 28}"),
+    ("size", -28, "got {'height': -28, 'width': -28}"),
+    ("resample", 9, "resample.*9"),
+    ("resample", "bilinear", "resample must be one of .*got 'bilinear'"),
+    ("rescale_factor", 0.0, "rescale_factor must be a positive, finite number.*got 0.0"),
+    ("rescale_factor", NAN, "rescale_factor must be a positive, finite number.*got nan"),
+    ("image_std", 0.0, "image_std must be a positive, finite number.*got .*0.0"),
+    ("image_std", [0.0], "image_std must be a positive, finite number.*got .*0.0"),
+    ("image_std", -0.3081, "image_std must be a positive, finite number.*got .*-0.3081"),
+    ("image_std", NAN, "image_std must be a positive, finite number.*got .*nan"),
+    ("image_mean", NAN, "image_mean must be a finite number.*got .*nan"),
+    ("image_mean", [0.1, 0.2, 0.3], "image_mean must be .*same for all channels.*got .*0.1, 0.2, 0.3"),
+    ("do_center", "no", "do_center.*no"),
+    ("do_invert", "maybe", "do_invert must be one of True, False, None, 'auto', got 'maybe'"),
+    ("background", 300, "background must be an integer from 0 to 255, got 300"),
+    ("do_centre", True, "do_centre"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "message"), REFUSED)
+def test_options_that_cannot_be_obeyed_are_refused(option, value, message, tmp_path):
+    """When the processor is made, loaded, changed or called."""
+    with pytest.raises(ValueError, match=message):
+        VitMnistImageProcessor(**{option: value})
+    PROCESSOR.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        VitMnistImageProcessor.from_pretrained(tmp_path, **{option: value})
+    record = json.loads((tmp_path / "preprocessor_config.json").read_text()) | {option: value}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        VitMnistImageProcessor.from_pretrained(tmp_path)
+    with pytest.raises((ValueError, TypeError, StrictDataclassError), match=message):  # types are transformers'
+        PROCESSOR(np.zeros((28, 28)), **{option: value})
+    if hasattr(PROCESSOR, option):
+        changed = VitMnistImageProcessor()
+        setattr(changed, option, value)
+        with pytest.raises(ValueError, match=message):
+            changed(np.zeros((28, 28)))
+
+
+@pytest.mark.parametrize(("option", "value"), [("image_std", 0.0), ("image_mean", [NAN]), ("rescale_factor", 0)])
+def test_images_of_datasets_are_not_normalized_by_what_cannot_be_obeyed(option, value):
+    changed = VitMnistImageProcessor()
+    setattr(changed, option, value)
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        changed.rescale_and_normalize(torch.zeros(1, 28, 28, dtype=torch.uint8))
+
+
+def test_means_of_equal_channels_are_one_mean(tmp_path):
+    processor = VitMnistImageProcessor(image_mean=[0.5, 0.5, 0.5], image_std=0.25)
+    assert (processor.image_mean, processor.image_std) == ((0.5,), (0.25,))
+    image = np.full((28, 28), 255, np.uint8)
+    assert (processor(image).pixel_values[0] == 2).all()
+    assert (pixels(image, image_mean=0.5, image_std=[0.25] * 3) == 2).all()
+
+
+def test_datasets_are_prepared_with_the_options_of_the_processor(digits):
+    """Training and inference call `rescale_and_normalize` on images that are gray already."""
+    for options in ({"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 100}, {"image_std": 0.5}):
+        processor = VitMnistImageProcessor(**options)
+        expected = processor(list(digits), return_tensors="pt").pixel_values
+        assert torch.equal(processor.rescale_and_normalize(torch.from_numpy(digits)), expected)
+        assert torch.equal(pixels(list(digits), **options), expected)
+
+
+def test_floats_are_rescaled_as_integers_are(digits):
+    options = {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0}
+    expected = torch.from_numpy(digits)[:, None] / 127.5 - 1
+    assert torch.allclose(pixels(list(digits), **options), expected, atol=1e-6)
+    assert torch.allclose(pixels(list(digits / 255), **options), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1, np.True_])
+def test_any_true_value_inverts(value, digits):
+    processor = VitMnistImageProcessor(do_invert=value)
+    assert np.array_equal(processor.to_grayscale(list(digits)), 255 - digits)
 
 
 def test_a_saved_processor_loads_unchanged(tmp_path, digits):

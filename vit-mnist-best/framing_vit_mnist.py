@@ -8,45 +8,60 @@ import PIL.Image
 MNIST_BOX = 20 / 28
 
 
-def channel_axis(array: np.ndarray) -> int | None:
-    """Axis of the color channels of a 3-dimensional array; `None` for a batch of grayscale images."""
+def channel_axis(array: np.ndarray, data_format: str | None = None) -> int | None:
+    """Axis of the color channels of a 3-dimensional array, as `data_format` says ("channels_first" or
+    "channels_last") or as its shape suggests; `None` for a batch of grayscale images."""
+    if data_format is not None:
+        return 0 if data_format == "channels_first" else 2
     if array.shape[0] in (1, 3):
         return 0
-    return 2 if array.shape[2] in (1, 3, 4) else None
+    return 2 if array.shape[2] in (1, 2, 3, 4) else None
 
 
-def to_grayscale(image: PIL.Image.Image | np.ndarray, background: int) -> np.ndarray:
+def to_grayscale(
+    image: PIL.Image.Image | np.ndarray, background: int, data_format: str | None = None
+) -> np.ndarray:  # fmt: skip
     """One image in grayscale, of shape `(height, width)`: uint8, or float32 in [0, 1] for floats.
 
     Args:
-        image: A PIL image of any mode, or an array of shape HW, HW1, 1HW, HW3, 3HW or HW4 (RGBA).
+        image: A PIL image of any mode, or an array of shape HW, HW1, 1HW, HW2 (gray and alpha), HW3, 3HW or HW4
+            (RGBA).
         background (`int`): Gray level, 0 to 255, behind transparent pixels.
+        data_format (`str`, *optional*): Where an array has its channels, as in [`channel_axis`].
 
     Raises:
-        ValueError: an array of another shape, or values out of range.
+        ValueError: an array of another shape or without numbers, or values out of range.
     """
     if isinstance(image, PIL.Image.Image):
         return _gray_from_pil(image, background)
-    return _gray_from_array(image, background)
+    return _gray_from_array(image, background, data_format)
 
 
 def _gray_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        return _eight_bits(np.asarray(image), sixteen=True)
-    if image.mode in ("I", "F"):
+    if 0 in image.size:
+        raise ValueError(f"An image must have pixels, got a size of {image.size}.")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        array = np.asarray(image)
+        return _eight_bits(array, sixteen=image.mode != "I" or array.max() > 255)  # Pillow reads some 16 bits as "I"
+    if image.mode == "F":
         return _gray_from_array(np.asarray(image), background)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.has_transparency_data:
         paper = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
+        image = image.convert("LA") if image.mode == "La" else image  # Pillow converts it to nothing else
         image = PIL.Image.alpha_composite(paper, image.convert("RGBA"))
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")
     return np.asarray(image.convert("L"))
 
 
-def _gray_from_array(array: np.ndarray, background: int) -> np.ndarray:
-    axis = channel_axis(array) if array.ndim == 3 else None
-    if array.ndim not in (2, 3) or (array.ndim == 3 and axis is None) or 0 in array.shape:
-        raise ValueError(f"An image must have shape HW, HW1, 1HW, HW3, 3HW or HW4, got {array.shape}.")
+def _gray_from_array(array: np.ndarray, background: int, data_format: str | None = None) -> np.ndarray:
+    axis = channel_axis(array, data_format) if array.ndim == 3 else None
+    channels = array.shape[axis] if axis is not None else 1 if array.ndim == 2 else 0
+    if not 1 <= channels <= 4 or 0 in array.shape:
+        form = f" with {data_format}" if data_format else ""
+        raise ValueError(f"An image must have shape HW, HW1, 1HW, HW2, HW3, 3HW or HW4, got {array.shape}{form}.")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"An image must hold integers, floats or bools, got {array.dtype}.")
     if axis is not None:
         array = np.moveaxis(array, axis, -1)
     if not np.issubdtype(array.dtype, np.floating):
@@ -61,24 +76,28 @@ def _gray_from_array(array: np.ndarray, background: int) -> np.ndarray:
     array = array.astype(np.float32)
     if array.ndim == 2:
         return array
-    if array.shape[-1] == 4:
-        alpha = array[..., 3:]
-        array = array[..., :3] * alpha + np.float32(background / 255) * (1 - alpha)
+    if channels in (2, 4):
+        alpha = array[..., -1:]
+        array = array[..., :-1] * alpha + np.float32(background / 255) * (1 - alpha)
     if array.shape[-1] == 1:
         return array[..., 0]
     return np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)
 
 
-def _eight_bits(array: np.ndarray, sixteen: bool = False) -> np.ndarray:
-    """Integers as uint8. Values above 255, or all if `sixteen`, count as 16-bit."""
+def _eight_bits(array: np.ndarray, sixteen: bool | None = None) -> np.ndarray:
+    """Integers as uint8, from 16 bits if `sixteen` says so or, by default, if they are of type uint16."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
         return array * np.uint8(255)
     low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"Integer images must lie in 0 to 255 (or 65535 for 16 bits), got {low} to {high}.")
-    return np.round(array / 257).astype(np.uint8) if sixteen or high > 255 else array.astype(np.uint8)
+    if sixteen is None:
+        sixteen = (array.dtype.kind, array.dtype.itemsize) == ("u", 2)
+        if sixteen and 0 < high <= 255:
+            raise ValueError(f"A uint16 image with values up to {high} may have 8 bits or 16: convert it to uint8.")
+    if low < 0 or high > (65535 if sixteen else 255):
+        raise ValueError(f"Integer images must lie in 0 to 255, or to 65535 as uint16, got {low} to {high}.")
+    return np.round(array / 257).astype(np.uint8) if sixteen else array.astype(np.uint8)
 
 
 def frame_image(
@@ -87,7 +106,7 @@ def frame_image(
 ) -> np.ndarray:  # fmt: skip
     """Invert, then center or resize to `shape`, one grayscale image of shape `(height, width)`: uint8, or float32 in
     [0, 1]. The other arguments are those of [`VitMnistImageProcessor`]. The dtype is unchanged."""
-    if do_invert is True or (do_invert == "auto" and _is_dark_on_light(image)):
+    if _is_dark_on_light(image) if do_invert == "auto" else do_invert:
         image = (255 if image.dtype == np.uint8 else np.float32(1)) - image
     if do_center:
         return _center_as_mnist(image, shape, resample)

@@ -1,6 +1,8 @@
 """From any image to the `pixel_values` that the model reads. Works without torchvision. Travels with every checkpoint,
-so it imports only its framing."""
+so it imports only files that do so, too."""
 
+import base64
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,64 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from huggingface_hub.utils import httpx
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .configuration_vit_mnist import refuse_misspelled
 from .framing_vit_mnist import channel_axis, frame_image, to_grayscale
 
+FLOAT32 = np.finfo(np.float32)
 
-def open_image(file: Any) -> PIL.Image.Image:
-    """The image in a file, given by its path or opened for reading, upright as its EXIF data says, in its own mode."""
-    with PIL.Image.open(file) as image:
-        return PIL.ImageOps.exif_transpose(image)
+
+def open_image(source: Any) -> PIL.Image.Image:
+    """An image, upright as its EXIF data says, in its own mode. The source may be what
+    `transformers.image_utils.load_image` takes, with the same meaning (path, http URL, base64 text, data URL, PIL
+    image), or bytes, or a file opened for reading.
+
+    Raises `OSError` if the source cannot be read, or `ValueError` for a path or text that leads to no image."""
+    if isinstance(source, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(source)
+    data = source
+    if isinstance(source, str) and not os.path.exists(source):
+        data = _read_text(source)
+    elif isinstance(source, (str, os.PathLike)):
+        data = Path(source).read_bytes()  # Pillow 13 does not turn every TIFF upright that it opens by its path
+    try:
+        with PIL.Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            return PIL.ImageOps.exif_transpose(image)
+    except PIL.UnidentifiedImageError as error:
+        if data is source:
+            raise
+        name = str(source) if len(str(source)) <= 200 else f"{str(source)[:80]}..."
+        raise ValueError(f"{name!r} is neither an image file, nor the http URL or base64 text of an image.") from error
+
+
+def _read_text(text: str) -> bytes:
+    """What a URL or base64 text stands for; nothing for another text."""
+    if text.startswith(("http://", "https://")):
+        try:
+            return httpx.get(text, timeout=None, follow_redirects=True).raise_for_status().content
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"Cannot download {text}: {reason}") from error
+    try:
+        return base64.decodebytes((text.partition(",")[2] if text.startswith("data:") else text).encode())
+    except ValueError:
+        return b""
+
+
+def _number(name: str, value: Any, positive: bool = False) -> float:
+    """A setting of one channel, which may be repeated for more. Raises `ValueError` if it is no finite number."""
+    numbers = set(value if isinstance(value, tuple) else np.ravel(value).tolist())
+    number = numbers.pop() if len(numbers) == 1 else None
+    low = FLOAT32.tiny if positive else -FLOAT32.max
+    if not isinstance(number, (int, float)) or not low <= number <= FLOAT32.max:
+        kind = "positive, finite number" if positive else "finite number"
+        raise ValueError(f"{name} must be a {kind}, the same for all channels, got {value}.")
+    return number
 
 
 class VitMnistImageProcessorKwargs(ImagesKwargs, total=False):
@@ -38,11 +86,13 @@ class VitMnistImageProcessor(PilBackend):
     Takes one image or a list of images. An image is
 
     - a PIL image of any mode;
-    - a path or URL;
-    - a NumPy array or torch tensor of shape HW, HW1, 1HW, HW3, 3HW or HW4 (RGBA), or a batch of these: integers from
-      0 to 255, or floats in [0, 1]. `(3, H, W)` is one color image: pass three grayscale ones as `(3, 1, H, W)`.
+    - a path, a URL, base64 text, a data URL, an encoded file as bytes or opened for reading;
+    - a NumPy array or torch tensor of shape HW, HW1, 1HW, HW2 (gray and alpha), HW3, 3HW or HW4 (RGBA), or a batch of
+      these: integers from 0 to 255 (to 65535 as uint16), or floats in [0, 1]. `(3, H, W)` is one color image: pass
+      three grayscale ones as `(3, 1, H, W)`. With `input_data_format`, every array has channels, where that says.
 
-    Color becomes gray by ITU-R BT.601 luma, as in Pillow's mode "L". 16-bit images are reduced to 8 bits.
+    An image is first turned upright as its EXIF data says. Color becomes gray by ITU-R BT.601 luma, as in Pillow's
+    mode "L". 16-bit images are reduced to 8 bits.
 
     Args:
         size (`dict`, defaults to 28x28): Height and width to resize to.
@@ -55,8 +105,14 @@ class VitMnistImageProcessor(PilBackend):
             A blank image stays blank.
         background (`int`, defaults to 255, white): Gray level behind transparent pixels.
 
+    Of transformers' other options, `input_data_format`, `device` and `return_tensors` are obeyed. Refused are
+    `do_center_crop`, `do_pad`, a `data_format` other than "channels_first", and a size that is not a height and a
+    width. `do_convert_rgb` and `disable_grouping` cannot change the result.
+
     Raises:
-        ValueError: an array of another shape, floats outside [0, 1] or not finite, an unknown `do_invert`.
+        ValueError: an array of another shape, values out of range or not finite; an unknown option or value, when the
+            processor is made, loaded or called.
+        OSError: a file or URL that cannot be read.
         TypeError: something that is not an image.
     """
 
@@ -75,6 +131,16 @@ class VitMnistImageProcessor(PilBackend):
     do_center = False
     background = 255
 
+    def __init__(self, **kwargs):
+        refuse_misspelled(kwargs, self.valid_kwargs.__annotations__)
+        super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        refuse_misspelled(kwargs, cls.valid_kwargs.__annotations__)
+        return super().from_dict(image_processor_dict, **kwargs)
+
     def to_grayscale(self, images: Any) -> torch.Tensor:
         """Images in grayscale and resized, neither rescaled nor normalized: the input of [`rescale_and_normalize`].
 
@@ -84,8 +150,8 @@ class VitMnistImageProcessor(PilBackend):
         return self(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[:, 0]
 
     def rescale_and_normalize(
-        self, images: torch.Tensor, do_rescale: bool = True, rescale_factor: float | None = None,
-        do_normalize: bool = True, image_mean: Any = None, image_std: Any = None,
+        self, images: torch.Tensor, do_rescale: bool | None = None, rescale_factor: float | None = None,
+        do_normalize: bool | None = None, image_mean: Any = None, image_std: Any = None,
     ) -> torch.Tensor:  # fmt: skip
         """Rescale and normalize images that are already grayscale and resized, on their own device.
 
@@ -96,33 +162,38 @@ class VitMnistImageProcessor(PilBackend):
             `torch.Tensor` of shape `(batch, 1, height, width)`: float32, or uint8 as it was without both steps.
         """
         pixels = images.unsqueeze(1)
-        if do_rescale and not pixels.is_floating_point():
+        if self.do_rescale if do_rescale is None else do_rescale:
             factor = self.rescale_factor if rescale_factor is None else rescale_factor
-            # ToTensor divides by a tensor. Multiplying, or dividing by a Python number, rounds differently.
-            pixels = pixels / torch.tensor(1 / factor, device=pixels.device)
-        if do_normalize:
-            mean, std = (
-                torch.as_tensor(own if value is None else value, dtype=torch.float32, device=pixels.device)
-                for own, value in ((self.image_mean, image_mean), (self.image_std, image_std))
-            )
-            pixels = (pixels - mean.reshape(-1)[:1]).div_(std.reshape(-1)[:1])
+            _number("rescale_factor", factor, positive=True)
+            if not pixels.is_floating_point():
+                # ToTensor divides by a tensor. Multiplying, or dividing by a Python number, rounds differently.
+                pixels = pixels / torch.tensor(1 / factor, device=pixels.device)
+            elif 255 * factor != 1:  # floats are rescaled by 1 / 255 already
+                pixels = pixels * (255 * factor)
+        if self.do_normalize if do_normalize is None else do_normalize:
+            mean = _number("image_mean", self.image_mean if image_mean is None else image_mean)
+            std = _number("image_std", self.image_std if image_std is None else image_std, positive=True)
+            mean, std = torch.tensor([[mean], [std]], dtype=torch.float32, device=pixels.device)
+            pixels = (pixels - mean).div_(std)
         return pixels
 
     def fetch_images(self, images: Any) -> Any:
-        """Open paths and URLs. A local image keeps its mode and transparency, which the base class would drop."""
+        """Open images. They keep their mode and transparency, which the base class would drop."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, os.PathLike) or (isinstance(images, str) and Path(images).is_file()):
-            return open_image(images)
-        if isinstance(images, str):
-            return super().fetch_images(images)
-        return images
+        is_source = isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image)) or hasattr(images, "read")
+        return open_image(images) if is_source else images
 
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        """A flat list of single images."""
-        images = self.fetch_images(images)
+    def _prepare_image_like_inputs(
+        self, images: Any, background: int | None = None, input_data_format: str | None = None, **kwargs
+    ) -> list[np.ndarray]:
+        singles = self._flatten(self.fetch_images(images), input_data_format)
+        return [self.process_image(image, background, input_data_format) for image in singles]
+
+    def _flatten(self, images: Any, data_format: str | None) -> list[Any]:
+        """A list of single images: PIL images and arrays."""
         if isinstance(images, (list, tuple)):
-            return [single for image in images for single in self._prepare_images_structure(image)]
+            return [single for image in images for single in self._flatten(image, data_format)]
         if isinstance(images, PIL.Image.Image):
             return [images]
         if isinstance(images, torch.Tensor):
@@ -130,27 +201,58 @@ class VitMnistImageProcessor(PilBackend):
             images = images.float().numpy() if images.is_floating_point() else images.numpy()
         if not isinstance(images, np.ndarray):
             raise TypeError(
-                f"An image must be a PIL image, a path, a NumPy array or a torch tensor, got {type(images)}."
+                "An image must be a PIL image, a NumPy array, a torch tensor, a path, a URL, bytes or an opened file, "
+                f"got {type(images)}."
             )
-        is_batch = images.ndim == 4 or (images.ndim == 3 and channel_axis(images) is None)
+        is_batch = images.ndim == 4 or (images.ndim == 3 and channel_axis(images, data_format) is None)
         return list(images) if is_batch else [images]
 
-    def process_image(self, image: Any, background: int | None = None, **kwargs) -> np.ndarray:
+    def process_image(
+        self, image: Any, background: int | None = None, input_data_format: str | None = None, **kwargs
+    ) -> np.ndarray:
         """One image in grayscale, of shape (height, width): uint8, or float32 in [0, 1] for floats."""
-        return to_grayscale(image, background)
+        background = self.background if background is None else background
+        return to_grayscale(image, background, input_data_format or self.input_data_format)
 
-    def _validate_preprocess_kwargs(self, do_invert=None, background=None, **kwargs):
-        if do_invert not in (True, False, None, "auto"):
-            raise ValueError(f'do_invert must be True, False or "auto", got {do_invert!r}.')
-        if background is not None and not 0 <= background <= 255:
-            raise ValueError(f"background must lie between 0 and 255, got {background}.")
-        super()._validate_preprocess_kwargs(**kwargs)
+    def _standardize_kwargs(self, **kwargs):
+        kwargs = super()._standardize_kwargs(**kwargs)
+        for name in ("image_mean", "image_std"):  # of one channel, however often it was repeated
+            if len(numbers := set(np.ravel(kwargs[name]).tolist()) - {None}) == 1:
+                kwargs[name] = tuple(numbers)
+        return kwargs
+
+    def _validate_preprocess_kwargs(self, *, size, resample, background, data_format, input_data_format, **kwargs):
+        for name, value in kwargs.items():
+            choices = (True, False, None, "auto") if name == "do_invert" else (True, False, None)
+            if name.startswith("do_") and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        for name in ("do_center_crop", "do_pad"):
+            if kwargs[name]:
+                raise ValueError(f"{name} is not supported: this processor only resizes images, or centers the ink.")
+        if data_format not in (None, ChannelDimension.FIRST):
+            raise ValueError(f"data_format must be 'channels_first', which the model reads, got {data_format!r}.")
+        if input_data_format is not None:
+            ChannelDimension(input_data_format)  # raises ValueError
+        if background is not None and (not isinstance(background, int) or not 0 <= background <= 255):
+            raise ValueError(f"background must be an integer from 0 to 255, got {background!r}.")
+        if kwargs["do_resize"] or kwargs["do_center"] or size is None:
+            sides = dict(size or {})
+            if sides.keys() != {"height", "width"} or not all(type(s) is int and s > 0 for s in sides.values()):
+                raise ValueError(f"size must be a height and a width, both at least 1, got {sides}.")
+            if resample not in list(PILImageResampling):
+                raise ValueError(f"resample must be one of {[*map(int, PILImageResampling)]}, got {resample!r}.")
+        if kwargs["do_rescale"]:
+            _number("rescale_factor", kwargs["rescale_factor"], positive=True)
+        if kwargs["do_normalize"]:
+            _number("image_mean", kwargs["image_mean"])
+            _number("image_std", kwargs["image_std"], positive=True)
+        super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
 
     def _preprocess(
         self, images: list[np.ndarray], do_invert: bool | str | None, do_center: bool | None, do_resize: bool | None,
         size: SizeDict, resample: PILImageResampling | int | None, do_rescale: bool | None,
         rescale_factor: float | None, do_normalize: bool | None, image_mean: Any, image_std: Any,
-        return_tensors: Any = None, **kwargs,
+        return_tensors: Any = None, device: Any = None, **kwargs,
     ) -> BatchFeature:  # fmt: skip
         shape = (size.height, size.width)
         framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
@@ -165,7 +267,10 @@ class VitMnistImageProcessor(PilBackend):
         )
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(pixel_values.numpy())})
-        return BatchFeature({"pixel_values": pixel_values.numpy()}, tensor_type=return_tensors)
+        batch = BatchFeature({"pixel_values": pixel_values.numpy()}, tensor_type=return_tensors)
+        if device is not None:
+            batch.to(device)
+        return batch
 
 
 __all__ = ["VitMnistImageProcessor"]
