@@ -5,6 +5,9 @@ checkpoint without further flags. Training, data and inference are imported wher
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+# `transformers.AutoVideoProcessor` is a placeholder where torchvision is missing.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
 from .configuration_vit_mnist import VitMnistConfig
 from .image_processing_vit_mnist import VitMnistImageProcessor
 from .modeling_vit_mnist import VitMnistForImageClassification, VitMnistModel
@@ -16,6 +19,8 @@ AutoModelForImageClassification.register(VitMnistConfig, VitMnistForImageClassif
 AutoImageProcessor.register(
     VitMnistConfig, image_processor_classes={"pil": VitMnistImageProcessor, "torchvision": VitMnistImageProcessor}
 )
+# There is no video processor. `pipeline` would look for its code in a checkpoint, and ask whether to trust it.
+AutoVideoProcessor.register(VitMnistConfig, None)
 
 # `save_pretrained` then copies the code into the saved folder, for loading with `trust_remote_code=True`.
 VitMnistConfig.register_for_auto_class()

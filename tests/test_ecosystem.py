@@ -1,5 +1,8 @@
 """Libraries of the ecosystem take the model, the processor and the metric unchanged, offline."""
 
+import subprocess
+import sys
+
 import datasets
 import evaluate
 import pandas
@@ -61,3 +64,22 @@ def test_evaluator_bootstraps_the_accuracy(run_evaluator, own):
     low, high = results["confidence_interval"]
     assert results["score"] == accuracy and low < accuracy < high <= 1
     assert results["standard_error"] == pytest.approx((accuracy * (1 - accuracy) / NUM_SAMPLES) ** 0.5, rel=0.3)
+
+
+PIPELINE = """
+import sys
+import modeling_vit_mnist
+from transformers import AutoProcessor, pipeline
+
+print(type(AutoProcessor.from_pretrained(sys.argv[1])).__name__)
+(best,) = pipeline("image-classification", model=sys.argv[1])(sys.argv[2], top_k=1)
+print(best["label"])
+"""
+
+
+def test_a_pipeline_of_a_folder_asks_nothing(tmp_path):
+    """Where the package is imported, no code of the folder is needed: there is nothing to trust."""
+    command = [sys.executable, "-c", PIPELINE, TINY, TINY / "digit-7.png"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["VitMnistImageProcessor", "7"]  # and no question, which would be printed here
