@@ -1,19 +1,33 @@
 """The output folder of a run: what is resumed, refused, replaced, and never lost."""
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError
-from modeling_vit_mnist.training.run_folder import last_complete_checkpoint
+from modeling_vit_mnist.cli.files import finish_replacing
+from modeling_vit_mnist.training import train as train_module
+from modeling_vit_mnist.training import trainer as trainer_module
+from modeling_vit_mnist.training.arguments import VitMnistTrainingArguments
+from modeling_vit_mnist.training.run_folder import (
+    DECISIVE_ARGUMENTS,
+    NATURAL_GRADIENT_ARGUMENTS,
+    RARE_ARGUMENTS,
+    last_complete_checkpoint,
+)  # fmt: skip
 from modeling_vit_mnist.training.train import train
 from modeling_vit_mnist.training.trainer import VitMnistTrainer
 
-from .conftest import Stop, arguments, stop_after, weights
+from .conftest import QUICK, ROOT, SAMPLE, Stop, arguments, stop_after, weights
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +48,7 @@ def stopped(tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_stopped_run_resumes_and_ends_with_the_same_weights(finished, stopped, tmp_path, capsys):
@@ -85,8 +99,16 @@ def test_another_run_is_replaced_only_by_overwrite(finished, tmp_path):
     before = contents(folder)
     with pytest.raises(UsageError, match=r"different run \(seed 0 there, 1 here.*--overwrite"):
         train(*arguments(folder, "--seed=1"))
-    with pytest.raises(UsageError, match=r"num_train_epochs 4.0 there, 5.0 here"):
-        train(*arguments(folder, "--num_train_epochs=5"))
+    for flag, reason in (
+        ("--num_train_epochs=5", "num_train_epochs 4.0 there, 5.0 here"),
+        ("--eval_delay=2", "eval_delay None there, 2.0 here"),
+        ("--load_best_model_at_end=no", "load_best_model_at_end True there, False here"),
+        ("--split_seed=1", "other images or labels, of mnist-5k there"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            train(*arguments(folder, flag))
+    with pytest.raises(UsageError, match="eval_strategy epoch there, steps here"):
+        train(*arguments(folder, "--eval_strategy=steps", "--save_strategy=steps", "--eval_steps=4", "--save_steps=4"))
     assert contents(folder) == before
     train(*arguments(folder, "--seed=1", "--overwrite"))
     assert json.loads((folder / "run.json").read_text())["training"]["seed"] == 1
@@ -122,3 +144,218 @@ def test_a_full_disk_leaves_the_old_checkpoint(finished, tmp_path, monkeypatch, 
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(folder, model, processor, card="# card", records={"all_results.json": {}})
     assert contents(folder) == before
+
+
+def save_digits(folder: Path, first: int) -> Path:
+    """A saved dataset of 300 digits of the sample, from the given one on."""
+    rows = datasets.load_dataset(str(SAMPLE), split="train").select(range(first, first + 300))
+    rows.save_to_disk(str(folder))
+    return folder
+
+
+def test_data_are_recognized_by_content_not_by_name(tmp_path, capsys):
+    for owner, first in (("alice", 0), ("bob", 300), ("carol", 0)):
+        save_digits(tmp_path / owner / "digits", first)
+    folder = tmp_path / "run"
+    train(*arguments(folder, f"--dataset_name={tmp_path / 'alice' / 'digits'}"))
+    with pytest.raises(UsageError, match="other images or labels, of digits there, of digits here"):
+        train(*arguments(folder, f"--dataset_name={tmp_path / 'bob' / 'digits'}"))
+    capsys.readouterr()
+    train(*arguments(folder, f"--dataset_name={tmp_path / 'carol' / 'digits'}"))
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_parent_is_recognized_by_its_weights(finished, tmp_path, capsys):
+    for owner in ("alice", "bob", "carol"):
+        shutil.copytree(finished[0], tmp_path / owner / "model")
+    model, processor = load_checkpoint(tmp_path / "bob" / "model")
+    with torch.no_grad():
+        model.head.bias[3] += 1e-3
+    save_checkpoint(tmp_path / "bob" / "model", model, processor, card="# card", records={})
+    folder = tmp_path / "run"
+    train(*arguments(folder, f"--model_name_or_path={tmp_path / 'alice' / 'model'}"))
+    with pytest.raises(UsageError, match="other initial weights"):
+        train(*arguments(folder, f"--model_name_or_path={tmp_path / 'bob' / 'model'}"))
+    capsys.readouterr()
+    train(*arguments(folder, f"--model_name_or_path={tmp_path / 'carol' / 'model'}"))
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_every_argument_of_trainer_is_part_of_a_run_or_known_not_to_be():
+    elsewhere = """
+        output_dir disable_tqdm log_level log_level_replica log_on_each_node logging_strategy logging_steps
+        logging_first_step logging_nan_inf_filter report_to run_name project push_to_hub debug save_total_limit
+        save_on_each_node save_only_model skip_memory_metrics resume_from_checkpoint overwrite keep_checkpoints
+        push_sample_model do_train do_eval do_predict eval_on_start prediction_loss_only include_for_metrics
+        include_num_input_tokens_seen enable_jit_checkpoint restore_callback_states_from_checkpoint
+        per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps
+        average_tokens_across_devices eval_do_concat_batches eval_use_gather_object batch_eval_metrics
+        activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
+        torch_compile torch_compile_backend torch_compile_mode compile_training use_cache torch_empty_cache_steps
+        liger_kernel_config full_determinism use_cpu local_rank accelerator_config parallelism_config fsdp fsdp_config
+        deepspeed remove_unused_columns length_column_name
+    """
+    known = {*DECISIVE_ARGUMENTS, *RARE_ARGUMENTS, *NATURAL_GRADIENT_ARGUMENTS, *elsewhere.split()}
+    fields = {field.name for field in dataclasses.fields(VitMnistTrainingArguments)}
+    prefixes = ("hub_", "ddp_", "dataloader_", "trackio_")
+    assert {name for name in fields - known if not name.startswith(prefixes)} == set()
+
+
+def test_overwriting_keeps_the_old_result_until_the_new_one_is_complete(finished, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("seeds.json", "robustness.json", ".eval_results/mnist.yaml", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    before = contents(folder)
+    command = arguments(folder, "--seed=1", "--overwrite")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(2, patch)
+        train(*command)
+    assert before.items() <= contents(folder).items()
+    capsys.readouterr()
+    train(*arguments(folder))
+    assert "already finished" in capsys.readouterr().out
+
+    train(*command)  # goes on
+    assert "checkpoint-8" in capsys.readouterr().out
+    after = contents(folder)
+    assert after.keys() == before.keys() - {"seeds.json", "robustness.json", ".eval_results/mnist.yaml"}
+    train(*arguments(tmp_path / "new", "--seed=1"))
+    assert after["model.safetensors"] == (tmp_path / "new" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 5])
+def test_a_kill_while_files_are_moved_is_completed_later(finished, tmp_path, monkeypatch, moved):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "seeds.json").write_text("{}")
+    model, processor = load_checkpoint(folder)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    replace, calls = os.replace, []
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) > moved:
+            raise Stop
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(os, "replace", killed)
+        save_checkpoint(folder, model, processor, card="# card", records={"all_results.json": {"new": 1}})
+    finish_replacing(folder)
+    assert (folder / "README.md").read_text() == "# card"
+    assert json.loads((folder / "all_results.json").read_text()) == {"new": 1}
+    assert not weights(folder)["head.weight"].any()
+    assert not [path for path in folder.iterdir() if path.name == "seeds.json" or path.name.startswith(".")]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished, tmp_path, run_script):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    code = "import sys; from pathlib import Path; from modeling_vit_mnist.cli.files import locked\n"
+    code += f"with locked(Path({str(folder)!r})): print('locked', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        result = run_script("run_train.py", *QUICK, f"--output_dir={folder}", "--overwrite")
+        assert result.code == 2 and f"Another process is using {folder}" in result.err
+        holder.kill()
+    assert (folder / ".lock").exists()
+    train(*arguments(folder))
+    assert not (folder / ".lock").exists()
+
+
+def test_only_our_own_checkpoints_are_resumed_from_and_deleted(stopped, tmp_path, capsys):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    foreign = ["checkpoint-8-backup", "checkpoint-best", "checkpoint-", "checkpoint-8.old"]
+    for name in foreign:
+        shutil.copytree(folder / "checkpoint-8", folder / name)
+    train(*arguments(folder))
+    assert "checkpoint-12" in capsys.readouterr().out
+    assert {path.name for path in folder.glob("checkpoint-*")} == set(foreign)
+    train(*arguments(folder, "--overwrite", "--seed=1", "--keep_checkpoints", "--save_total_limit=1"))
+    kept = {path.name for path in folder.glob("checkpoint-*")} - set(foreign)
+    assert "checkpoint-16" in kept and len(kept) <= 2  # the last one and the best one
+
+
+def test_the_best_checkpoint_is_found_in_a_folder_that_has_moved(finished, tmp_path, monkeypatch):
+    # The second of 4 epochs is the best one, and training stops after the third.
+    accuracies = iter([0.1, 0.9, 0.5, 0.4])
+
+    def compute_metrics(output):
+        return {"accuracy": next(accuracies)}
+
+    original = trainer_module.compute_metrics
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(trainer_module, "compute_metrics", compute_metrics)
+        stop_after(3, patch)
+        train(*arguments(tmp_path / "old"))
+    best = weights(tmp_path / "old" / "checkpoint-8")
+    (tmp_path / "old").rename(tmp_path / "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "compute_metrics", lambda output: original(output) | {"accuracy": 0.4})
+        results = train(*arguments(tmp_path / "new"))
+    assert results["best_epoch"] == 2
+    assert all(torch.equal(best[name], weight) for name, weight in weights(tmp_path / "new").items())
+
+
+def test_without_selection_the_last_epoch_is_reported(tmp_path):
+    results = train(*arguments(tmp_path / "run", "--load_best_model_at_end=no", "--learning_rate=0.5"))
+    assert results["best_epoch"] == 4
+
+
+def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    for more in ([], ["--resume_from_checkpoint=True"]):
+        with pytest.raises(UsageError) as raised:
+            train(*arguments(folder, "--num_train_epochs=6", *more))
+        advice = f"--output_dir {folder}-2 --resume_from_checkpoint {folder / 'checkpoint-12'}"
+        assert advice in str(raised.value) and "--overwrite" in str(raised.value)
+    results = train(*arguments(f"{folder}-2", "--num_train_epochs=6", *advice.split()[2:]))
+    assert "Resuming from" in capsys.readouterr().out and results["epoch"] == 6
+    run = json.loads(Path(f"{folder}-2", "run.json").read_text())
+    assert run["training"]["resumed_from"] == "run/checkpoint-12"
+    train(*arguments(folder, "--resume_from_checkpoint=True"))
+    assert "Resuming from" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=rf"--output_dir {folder}-3 --model_name_or_path {folder}"):
+        train(*arguments(folder, "--num_train_epochs=6"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hidden_size=16"], "hidden_size 8 there, 16 here"),
+        (["--optim=sgd"], "--optim adam there, sgd here"),
+        (["--resume_from_checkpoint=no"], "pass --overwrite"),
+        (["--resume_from_checkpoint=/nowhere"], "config.json is missing"),
+    ],
+)
+def test_a_checkpoint_of_another_network_or_optimizer_is_refused(stopped, tmp_path, flags, message):
+    folder = tmp_path / "other"
+    with pytest.raises(UsageError, match=message):
+        train(*arguments(folder, f"--resume_from_checkpoint={stopped / 'checkpoint-12'}", *flags))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("bad", ["--model_name_or_path=/nowhere", "--dataset_name=/nowhere", "--hidden_size=7"])
+def test_wrong_input_leaves_no_empty_folders(tmp_path, bad):
+    with pytest.raises(UsageError):
+        train(*arguments(tmp_path / "outputs" / "run", bad))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("save_strategy", ["epoch", "no"])
+@pytest.mark.parametrize("failing", ["measure", "fill_card"])
+def test_a_failure_after_training_costs_no_weights(tmp_path, monkeypatch, capsys, save_strategy, failing):
+    flags = [f"--save_strategy={save_strategy}", f"--load_best_model_at_end={save_strategy == 'epoch'}"]
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train_module, failing, lambda *_: (_ for _ in ()).throw(Stop))
+        train(*arguments(folder, *flags))
+    saved = weights(folder)
+    load_checkpoint(folder)
+    assert not (folder / "all_results.json").exists()
+    train(*arguments(folder, *flags))
+    assert "checkpoint-16" in capsys.readouterr().out
+    assert all(torch.equal(saved[name], weight) for name, weight in weights(folder).items())
+    assert {"README.md", "all_results.json"} <= contents(folder).keys()

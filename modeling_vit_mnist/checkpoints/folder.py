@@ -196,12 +196,12 @@ def _explain(error: OSError, name: str, is_local: bool) -> OSError | UsageError:
 
 
 def save_checkpoint(
-    folder: str | os.PathLike, model: VitMnistForImageClassification, processor: Any, card: str,
+    folder: str | os.PathLike, model: VitMnistForImageClassification, processor: Any, card: str | None,
     records: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write a complete checkpoint folder: [`CHECKPOINT_FILES`], the digits of the card's widget, and `records` (file
-    name to content, as JSON or YAML). The files are written to a temporary folder first and moved at the end, records
-    last.
+    """Write a complete checkpoint folder: [`CHECKPOINT_FILES`] (without a card for now if it is `None`), the digits of
+    the card's widget, and `records` (file name to content, as JSON or YAML). Records and cards of other weights are
+    deleted. The files are written to a temporary folder first and moved at the end.
 
     Raises, with the old files unchanged:
         FloatingPointError: weights or figures are not finite.
@@ -210,11 +210,12 @@ def save_checkpoint(
     if fault := find_non_finite(model):
         raise FloatingPointError(f"Refusing to save the checkpoint to {folder}: {fault}.")
     try:
-        with replacing_files(Path(folder), last=records) as staging:
+        with replacing_files(Path(folder), owned=OWN_FILES) as staging:
             model.save_pretrained(staging)
             processor.save_pretrained(staging)
             shutil.copymode(staging / "config.json", staging / "model.safetensors")  # readable for its owner only
-            (staging / "README.md").write_text(card, encoding="utf-8")
+            if card is not None:
+                (staging / "README.md").write_text(card, encoding="utf-8")
             draw_examples(staging, model.config.id2label.values())
             write_records(staging, records)
     except SafetensorError as error:

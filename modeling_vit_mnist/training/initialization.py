@@ -1,5 +1,6 @@
 """The network that a run starts from."""
 
+import logging
 from typing import Any
 
 import torch
@@ -13,27 +14,55 @@ from ..data.streaming import ImageStream
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import ModelArguments
 
+logger = logging.getLogger(__name__)
+
 WHITENING_IMAGES = 10_000
 
 
 def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClassification:
-    """A new network for the classes `names`, or a checkpoint's, with a new head if the number of classes differs.
-    Raises [`UsageError`] for an impossible network, or a folder that holds no such checkpoint."""
-    options: dict[str, Any] = {"attn_implementation": args.attn_implementation, "id2label": dict(enumerate(names))}
-    options["label2id"] = {name: index for index, name in enumerate(names)}
+    """A new network for the classes `names`, or a checkpoint with a head for these classes. Raises [`UsageError`] for
+    an impossible network, or a folder that holds no such checkpoint."""
+    options: dict[str, Any] = {"attn_implementation": args.attn_implementation}
     if args.model_name_or_path:
-        model, _ = load_checkpoint(args.model_name_or_path, ignore_mismatched_sizes=True, **options)
+        options["dtype"] = torch.float32  # whatever the checkpoint has: updates are too small for half precision
+        model, _ = load_checkpoint(args.model_name_or_path, **options)
         for name, value in args.config_fields().items():
             if value != getattr(model.config, name):
                 raise UsageError(
                     f"--{name} {value} does not match the checkpoint {args.model_name_or_path}, which has "
                     f"{getattr(model.config, name)}."
                 )
+        _set_classes(model, names)
         return model
+    options["id2label"] = dict(enumerate(names))
+    options["label2id"] = {name: index for index, name in enumerate(names)}
     try:
         return VitMnistForImageClassification(VitMnistConfig(**args.config_fields(), **options))
     except (ValueError, StrictDataclassError) as error:
         raise UsageError(str(error).rpartition("ValueError: ")[2]) from error  # without what wraps the sentence
+
+
+@torch.no_grad()
+def _set_classes(model: VitMnistForImageClassification, names: list[str]) -> None:
+    """Give a model the classes `names`, in this order. The head keeps the weights of classes with the same name."""
+    known = {str(name): int(index) for index, name in model.config.id2label.items()}
+    if list(known) == names:
+        return
+    new = [name for name in names if name not in known]
+    if new:
+        logger.warning(
+            "New weights in the head for the classes %s, which the checkpoint does not know (it knows %s).",
+            ", ".join(new), ", ".join(known),
+        )  # fmt: skip
+    old, model.head = model.head, torch.nn.Linear(model.config.hidden_size, len(names))
+    model._init_weights(model.head)
+    for index, name in enumerate(names):
+        if name in known:
+            model.head.weight[index] = old.weight[known[name]]
+            model.head.bias[index] = old.bias[known[name]]
+    model.num_labels = len(names)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
 @torch.no_grad()

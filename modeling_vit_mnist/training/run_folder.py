@@ -1,17 +1,28 @@
-"""The output folder of a run: new, to be resumed, finished, or of another run."""
+"""The output folder of a run: new, to be resumed, finished, or of another run.
 
+`run.json` and `all_results.json` describe the finished checkpoint in the folder, and are only written together with
+it. `unfinished_run.json` describes the run whose training checkpoints are there."""
+
+import hashlib
+import itertools
 import json
 import logging
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+from transformers import TrainerCallback
+
 from ..cli.errors import UsageError
-from ..cli.files import write_text
+from ..cli.files import finish_replacing, write_text
 from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
 from ..data.images import ImageDataset
+from ..data.splits import fingerprint
 from ..data.streaming import ImageStream
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import ModelArguments, VitMnistTrainingArguments
@@ -20,15 +31,25 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "all_results.json"
+UNFINISHED_FILE = "unfinished_run.json"
 # What Trainer writes into a checkpoint that training can resume from.
 RESUMABLE_FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-# Arguments of Trainer that decide the result of a run.
+# Arguments of Trainer that decide the result of a run, and are always recorded.
 DECISIVE_ARGUMENTS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "total_train_batch_size", "optim", "learning_rate",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "metric_for_best_model",
+    "greater_is_better", "eval_strategy", "eval_steps", "save_strategy", "load_best_model_at_end",
 )  # fmt: skip
 NATURAL_GRADIENT_ARGUMENTS = ("damping", "final_damping", "fisher_update_interval", "fisher_batch_size")
+# Further ones, which are recorded if they differ from their default.
+RARE_ARGUMENTS = (
+    "optim_args", "optim_target_modules", "eval_delay", "save_steps", "dataloader_drop_last",
+    "train_sampling_strategy", "neftune_noise_alpha", "use_liger_kernel", "tf32", "bf16_full_eval", "fp16_full_eval",
+    "ignore_data_skip", "auto_find_batch_size", "label_names",
+)  # fmt: skip
+# Names of what a run started from, which do not decide its result.
+NAMES = ("source", "fine_tuned_from", "resumed_from")
 
 
 def describe_run(
@@ -36,7 +57,8 @@ def describe_run(
     augmentation: AugmentationArguments, args: VitMnistTrainingArguments,
     datasets: dict[str, ImageDataset | ImageStream],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Everything that decides the result of a run, as JSON values. Runs with equal descriptions are the same run."""
+    """Everything that decides the result of a run, as JSON values, and the names of what it started from. Data and
+    initial weights are identified by their content, so two runs are the same if all but [`NAMES`] is equal."""
     network = json.loads(model.config.to_json_string())
     for name in ("auto_map", "transformers_version", "architectures", "dtype"):
         network.pop(name, None)
@@ -44,66 +66,179 @@ def describe_run(
     if model_args.model_name_or_path:  # a folder by its name alone, since the record is pushed to the Hub
         folder = Path(model_args.model_name_or_path)
         network["fine_tuned_from"] = folder.resolve().name if folder.is_dir() else model_args.model_name_or_path
+        network["initial_weights"] = hashlib.sha256(save(model.state_dict())).hexdigest()[:16]
     data: dict[str, Any] = {name: len(split) for name, split in datasets.items()}
-    data |= {"source": datasets["train"].source, "split_seed": data_args.split_seed}
+    data |= {"source": datasets["train"].source, "content": fingerprint(datasets), "split_seed": data_args.split_seed}
     if data_args.streaming:
         data["streaming"] = True
+    settings = json.loads(datasets["train"].processor.to_json_string())
     names = DECISIVE_ARGUMENTS + (NATURAL_GRADIENT_ARGUMENTS if args.optim == "natural_gradient" else ())
     training = {name: getattr(args, name) for name in names}
+    defaults = {name: field.default for name, field in type(args).__dataclass_fields__.items()}
+    training |= {name: getattr(args, name) for name in RARE_ARGUMENTS if getattr(args, name) != defaults[name]}
+    checkpoint = chosen_checkpoint(args)
+    if checkpoint is not None and checkpoint.resolve().parent != Path(args.output_dir).resolve():
+        training["resumed_from"] = f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
+        training["resumed_weights"] = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     warps = vars(augmentation) if augmentation.is_on else {}
-    run = {"model": network, "data": data, "augmentation": warps, "training": training}
+    run = {"model": network, "data": data, "processor": settings, "augmentation": warps, "training": training}
     return json.loads(json.dumps(run, default=str))
+
+
+def chosen_checkpoint(args: VitMnistTrainingArguments) -> Path | None:
+    """The checkpoint folder that `--resume_from_checkpoint` names. `None` for `True`, the last one in the output folder,
+    which is the default. Raises [`UsageError`] if training cannot resume from the folder."""
+    chosen = str(args.resume_from_checkpoint or True)
+    if chosen.lower() in ("true", "yes"):
+        return None
+    if chosen.lower() in ("false", "no"):
+        raise UsageError("--resume_from_checkpoint takes a folder or True. To train anew, pass --overwrite.")
+    if missing := [name for name in RESUMABLE_FILES if not (Path(chosen) / name).is_file()]:
+        raise UsageError(f"{chosen} is not a complete checkpoint: {missing[0]} is missing.")
+    return Path(chosen)
 
 
 def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments) -> Path | None:
     """Record `run`, as [`describe_run`] returns it, in the output folder.
 
     Returns `None` to start, the checkpoint to resume from, or the results file of this run if it has finished. Raises
-    [`UsageError`] if the folder holds another run, or something else, and `--overwrite` was not given."""
-    checkpoint = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if checkpoint is not None:
-        if missing := [name for name in RESUMABLE_FILES if not (checkpoint / name).is_file()]:
-            raise UsageError(f"{checkpoint} is not a complete checkpoint: {missing[0]} is missing.")
-    elif args.overwrite:
-        if args.process_index == 0:
-            for old in folder.glob("checkpoint-*"):
-                shutil.rmtree(old)
-            for name in (RESULTS_FILE, RUN_FILE):
-                (folder / name).unlink(missing_ok=True)
-    elif folder.is_dir() and any(folder.iterdir()):
-        advice = "choose another --output_dir or pass --overwrite."
-        try:
-            previous = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{folder} is not empty and holds no run: {advice}") from error
-        if differences := list(_differences(previous, run)):
-            raise UsageError(f"{folder} holds a different run ({'; '.join(differences[:3])}): {advice}")
-        if (folder / RESULTS_FILE).is_file():
-            return folder / RESULTS_FILE
-        return last_complete_checkpoint(folder)
+    [`UsageError`] if the folder holds another run, or something else, and `--overwrite` was not given. `--overwrite`
+    keeps a finished checkpoint until the new one is complete, and resumes a run that was cut off while replacing it.
+    """
     if args.process_index == 0:
-        write_text(folder / RUN_FILE, json.dumps(run, indent=2) + "\n")
+        finish_replacing(folder)
+    is_finished = (folder / RESULTS_FILE).is_file()
+    finished = _read(folder / RUN_FILE) if is_finished else None
+    unfinished = _read(folder / UNFINISHED_FILE)
+    is_unfinished = unfinished is not None and not any(differences(unfinished, run))
+    if finished and not args.overwrite and not any(differences(finished, run)):
+        if is_unfinished and args.process_index == 0:  # killed before it cleaned up, or while it trained again
+            close_run(folder, args)
+        return folder / RESULTS_FILE
+    checkpoint = chosen_checkpoint(args)
+    if is_unfinished:
+        return checkpoint or last_complete_checkpoint(folder)
+    if not args.overwrite:
+        _check_unused(folder, unfinished or finished, run)
+    if checkpoint is not None:
+        _check_same_network(checkpoint, run)
+        if checkpoint.resolve().parent == folder.resolve():
+            raise UsageError(f"--overwrite would delete {checkpoint}: pass another --output_dir.")
+    if args.process_index == 0:
+        for old in own_checkpoints(folder):
+            shutil.rmtree(old)
+        write_text(folder / UNFINISHED_FILE, json.dumps(run, indent=2) + "\n")
+    if args.resume_from_checkpoint and checkpoint is None:
+        logger.warning("%s holds no checkpoint of this run: starting from the beginning.", folder)
     return checkpoint
+
+
+def close_run(folder: Path, args: VitMnistTrainingArguments) -> None:
+    """Delete what only resuming needs from the folder of a finished run."""
+    (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+    if not args.keep_checkpoints:
+        for checkpoint in own_checkpoints(folder):
+            shutil.rmtree(checkpoint)
+
+
+def own_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that Trainer wrote to the folder, latest first. It did not write `checkpoint-best`, for one."""
+    names = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*") if path.is_dir())
+    steps = sorted((int(match[1]) for match in names if match), reverse=True)
+    return [folder / f"checkpoint-{step}" for step in steps]
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint that training can resume from. transformers' `get_last_checkpoint` would also return one
     that a killed run left incomplete."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError):
-            logger.warning("Skipping %s, which is incomplete.", checkpoint)
-            continue
-        if all((checkpoint / name).is_file() for name in RESUMABLE_FILES):
+    for checkpoint in own_checkpoints(folder):
+        # trainer_state.json is written last
+        if _read(checkpoint / "trainer_state.json") and all((checkpoint / name).is_file() for name in RESUMABLE_FILES):
             return checkpoint
+        logger.warning("Skipping %s, which is incomplete.", checkpoint)
     return None
 
 
-def _differences(previous: dict, run: dict) -> Iterator[str]:
+def differences(previous: dict, run: dict) -> Iterator[str]:
+    """What makes `run` another run than `previous`, in words."""
     for part in run:
-        for name in sorted(previous.get(part, {}).keys() | run[part].keys()):
-            there, here = previous.get(part, {}).get(name), run[part].get(name)
-            if there != here:
-                yield f"{name} {there} there, {here} here"
+        there, here = previous.get(part, {}), run[part]
+        for name in sorted(there.keys() | here.keys()):
+            if name in NAMES or there.get(name) == here.get(name):
+                continue
+            if name == "content":
+                yield f"other images or labels, of {there.get('source')} there, of {here['source']} here"
+            elif name in ("initial_weights", "resumed_weights"):
+                yield "other initial weights"
+            else:
+                yield f"{name} {there.get(name)} there, {here.get(name)} here"
+
+
+class RunFolderCallback(TrainerCallback):
+    """Keeps the last `limit` checkpoints of a run and the best one. Trainer would also delete folders of the user that
+    are named like `checkpoint-best`. Finds the best checkpoint again in a folder that has moved."""
+
+    def __init__(self, resumed: Path | None, limit: int | None):
+        self.resumed, self.limit = resumed, limit
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.resumed is None or state.best_global_step is None:
+            return
+        best = self.resumed.parent / f"checkpoint-{state.best_global_step}"
+        if (best / "model.safetensors").is_file():
+            state.best_model_checkpoint = str(best)
+        elif args.load_best_model_at_end:
+            logger.warning("The best checkpoint so far, %s, is missing: selecting among those to come.", best)
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.limit and state.is_world_process_zero:
+            best = f"checkpoint-{state.best_global_step}"
+            _latest, *others = own_checkpoints(Path(args.output_dir))
+            keep = max(self.limit - 1, any(path.name == best for path in others))
+            others.sort(key=lambda path: path.name != best)  # stable: the best one first, then the latest
+            for old in others[keep:]:
+                shutil.rmtree(old)
+
+
+def _read(path: Path) -> dict | None:
+    """A JSON record; `None` if it is missing or unreadable."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _check_unused(folder: Path, previous: dict | None, run: dict) -> None:
+    """Raise [`UsageError`] if the folder holds another run, or files that no run has written."""
+    if previous is None and all(path.name.startswith(".") for path in folder.iterdir()):
+        return
+    numbers = itertools.count(2)
+    other = next(name for number in numbers if not Path(name := f"{folder}-{number}").exists())
+    other = f"--output_dir {shlex.quote(other)}"
+    advice = f"pass {other} to keep it, or --overwrite to replace it"
+    if previous is None:
+        raise UsageError(f"{folder} is not empty and holds no run: {advice}.")
+    reasons = "; ".join(itertools.islice(differences(previous, run), 3))
+    if all(previous.get(part) == run[part] for part in run if part != "training"):
+        checkpoint = last_complete_checkpoint(folder)
+        if checkpoint is not None:
+            resume = f"--resume_from_checkpoint {shlex.quote(str(checkpoint))}"
+            advice += f". To go on from its last checkpoint, pass {other} {resume}"
+        elif (folder / RESULTS_FILE).is_file():
+            advice += f". To train its model further, pass {other} --model_name_or_path {shlex.quote(str(folder))}"
+    raise UsageError(f"{folder} holds a different run ({reasons}): {advice}.")
+
+
+def _check_same_network(checkpoint: Path, run: dict) -> None:
+    """Raise [`UsageError`] if training the network of `run` cannot resume from a checkpoint, or its optimizer differs
+    from that of the checkpoint's run."""
+    network = _read(checkpoint / "config.json") or {}
+    record = _read(checkpoint.parent / UNFINISHED_FILE) or _read(checkpoint.parent / RUN_FILE) or run
+    for name, here in run["model"].items():
+        if name in network and network[name] != here:
+            raise UsageError(f"Cannot resume from {checkpoint}: {name} {network[name]} there, {here} here.")
+    here = run["training"]["optim"]
+    there = record.get("training", {}).get("optim", here)
+    if there != here:
+        raise UsageError(f"Cannot resume from {checkpoint}: --optim {there} there, {here} here.")

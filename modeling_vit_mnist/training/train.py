@@ -6,7 +6,6 @@ off resumes from its last complete checkpoint, and a folder with another run is 
 import dataclasses
 import json
 import logging
-import shutil
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..checkpoints.card import describe_versions, fill_card, fill_eval_results
 from ..checkpoints.folder import load_checkpoint, save_checkpoint
 from ..checkpoints.hub import push
 from ..cli.errors import UsageError
-from ..cli.files import check_writable
+from ..cli.files import locked
 from ..configuration_vit_mnist import VitMnistConfig
 from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
@@ -36,7 +35,7 @@ from .callbacks import EpochReportCallback, QuietProgressCallback
 from .compiled import plain
 from .initialization import build_model, whiten_patch_embed
 from .natural_gradient import MAX_PARAMETERS
-from .run_folder import RESULTS_FILE, RUN_FILE, describe_run, prepare_output_dir
+from .run_folder import RESULTS_FILE, RUN_FILE, RunFolderCallback, close_run, describe_run, prepare_output_dir
 from .trainer import VitMnistTrainer, compute_metrics, make_trainer
 
 
@@ -52,13 +51,20 @@ def train(
         OSError: the disk is full. The content of the folder is unchanged.
         ConnectionError: the Hub is needed and cannot be reached. A trained model is complete in the folder.
     """
+    if args.process_index > 0:
+        logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
+        return _train(model_args, data_args, augmentation, args)
+    with locked(Path(args.output_dir)):
+        return _train(model_args, data_args, augmentation, args)
+
+
+def _train(
+    model_args: ModelArguments, data_args: DataArguments, augmentation: AugmentationArguments,
+    args: VitMnistTrainingArguments,
+) -> dict[str, Any]:  # fmt: skip
     started = time.time()
     folder = Path(args.output_dir)
     is_main = args.process_index == 0
-    if is_main:
-        check_writable(folder)
-    else:
-        logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
     set_seed(args.seed)
     with args.main_process_first(desc="dataset"):
         datasets = load_data(model_args, data_args, args)
@@ -79,7 +85,7 @@ def train(
     with args.main_process_first(desc="output folder"):
         checkpoint = prepare_output_dir(folder, run, args)
     if checkpoint is not None and checkpoint.name == RESULTS_FILE:
-        results = json.loads(checkpoint.read_text())
+        results = json.loads(checkpoint.read_text(encoding="utf-8"))
         if is_main:
             print(f"This run has already finished in {folder} (--overwrite trains it again).")
             print_results(results)
@@ -93,12 +99,16 @@ def train(
             print(f"Resuming from {checkpoint}")
 
     trainer = make_trainer(model, datasets, augmentation, args)
+    trainer.add_callback(RunFolderCallback(checkpoint, args.num_checkpoints))
     progress = next((c for c in trainer.callback_handler.callbacks if isinstance(c, QuietProgressCallback)), None)
     try:
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         if progress is not None:
             progress.close()
+    trainer.model = finished_model(trainer)
+    if is_main and not (folder / RESULTS_FILE).is_file():  # whatever fails from here on, the weights are safe
+        save_checkpoint(folder, trainer.model, trainer.processing_class, card=None, records={})
     # Trainer's own time and mean loss are wrong after a resume: they begin there.
     elapsed = trainer.state.log_history[-1]["elapsed"]
     results = measure(trainer, datasets) | {
@@ -151,13 +161,14 @@ def finished_model(trainer: VitMnistTrainer) -> VitMnistForImageClassification:
 
 def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageStream]) -> dict[str, Any]:
     """Results of the selected checkpoint on validation and test, in float32, as it is saved."""
-    trainer.model = finished_model(trainer)
     trainer.remove_callback(EpochReportCallback)
     state = trainer.state
     validation = trainer.evaluate()
     test = trainer.predict(datasets["test"], metric_key_prefix="test")
     metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
-    best_step = state.best_global_step or state.global_step
+    # With --load_best_model_at_end no, and if the best weights were not saved, the model is another than the best.
+    selected = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    best_step = int(selected.rpartition("-")[2]) if selected else state.global_step
     return {
         "dataset": datasets["train"].source,
         "parameters": trainer.model.num_parameters(),
@@ -194,9 +205,7 @@ def save_run(trainer: VitMnistTrainer, run: dict, results: dict, args: VitMnistT
     records = {"history.json": history, **fill_eval_results(results), RUN_FILE: run, RESULTS_FILE: results}
     folder, model = Path(args.output_dir), trainer.model
     save_checkpoint(folder, model, trainer.processing_class, card=fill_card(run, results), records=records)
-    if not args.keep_checkpoints:
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+    close_run(folder, args)
 
 
 def push_finished(args: VitMnistTrainingArguments) -> None:
