@@ -106,6 +106,28 @@ def test_a_recipe_inherits_from_its_base(write):
     assert args.lr_scheduler_type == "linear" and not args.lr_scheduler_kwargs
 
 
+def test_dashes_and_underscores_are_the_same_key(write):
+    """The key of the recipe itself wins over those of its bases, however they are written."""
+    write("base.yaml", "learning_rate: 0.1\n")
+    write("middle.yaml", "base: base.yaml\nlearning-rate: 0.2\n")
+    recipe = write("top.yaml", "base: middle.yaml\nlearning_rate: 0.3\n")
+    assert training_arguments("--recipe", recipe, "--output_dir=x").learning_rate == 0.3
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"output_dir: \xff", b"\0\1", b"[" * 5000])
+def test_files_that_are_no_recipes_are_refused(content, tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    for path in (tmp_path / "bad.yaml", tmp_path):
+        with pytest.raises(UsageError, match=f"Cannot read the recipe {path}: "):
+            training_arguments("--recipe", path)
+
+
+@pytest.mark.parametrize("again", ["--learning_rate=2", "--learning-rate=2"])
+def test_flags_that_are_given_twice_are_named(again, caplog):
+    assert training_arguments("--learning_rate", "1", again, "--output_dir=x").learning_rate == 2
+    assert caplog.messages == ["--learning_rate is given 2 times: only the last one counts."]
+
+
 def test_values_are_those_of_yaml_1_2(write):
     text = "compile_training: no\nbf16: off\nload_best_model_at_end: yes\nlearning_rate: 1e-5\n"
     args = training_arguments("--recipe", write("mine.yaml", text))
@@ -173,6 +195,13 @@ def test_help_all_lists_the_flags_of_transformers(run_script):
         (["--learning_rat", "1"], "Unknown flag --learning_rat: did you mean --learning_rate"),
         (["--learning_rate", "fast"], "learning-rate: invalid float value: 'fast'"),
         (["stray"], "Unexpected argument 'stray'"),
+        (["--learning_rate", "nan"], "learning-rate: the number must be finite, got 'nan'"),
+        (["--damping=-inf"], "--damping: the number must be finite, got '-inf'"),
+        (["--dataset_name="], "dataset-name: the value is empty"),
+        (["--output_dir", " "], "output-dir: the value is empty"),
+        (["--seed", "1e3"], "--seed: invalid int value: '1e3'"),
+        (["--seed", str(2**63)], f"--seed: {2**63} is too large"),
+        (["--bf16", "maybe"], "--bf16: Truthy value expected: got maybe"),
         (["--num_train_epochs", "0"], "--num_train_epochs must be positive, got 0"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be positive, got 0"),
         (["--optim", "adm"], "adm"),
@@ -208,6 +237,21 @@ def test_wrong_usage_gets_one_line_and_exit_code_2(argv, says, tmp_path, run_scr
         ("base: bad.yaml", "bad.yaml has itself as a base"),
         ("base: other.yaml", "bad.yaml has itself as a base"),
         ("base: missing.yaml", "Cannot read the recipe .*missing.yaml"),
+        ("", "must hold lines of 'name: value', got nothing"),
+        ("seed: 1\nseed: 2", "Cannot read the recipe .*bad.yaml: found duplicate key .*, in line 2"),
+        ("weight_decay: 1\nweight-decay: 2", "gives weight_decay twice"),
+        ("recipe: other.yaml", "Unknown key in bad.yaml: recipe"),
+        ("learning_rate:", "Wrong value of learning_rate in bad.yaml: got no value"),
+        ("base:", "Wrong value of base in bad.yaml: got no value"),
+        ("learning_rate: .nan", "the number must be finite, got 'nan'"),
+        ("learning_rate: 1e999", "the number must be finite, got 'inf'"),
+        ("lr_scheduler_kwargs: {min_lr: .inf}", "got a mapping that is not JSON"),
+        ("seed: 5.0", "invalid int value: '5.0'"),
+        ("seed: [5]", r"Wrong value of seed in bad.yaml: got the list \[5\]"),
+        ("streaming: []", r"Wrong value of streaming in bad.yaml: got the list \[\]"),
+        ("label_names: ['--seed=3']", "Wrong value of label_names in bad.yaml: got the list"),
+        ("dataset_name: {a: 1}", "Wrong value of dataset_name in bad.yaml: got a mapping"),
+        ("dataset_name: 1e3", "Wrong value of dataset_name in bad.yaml: got 1000.0, which is no text"),
     ],
 )
 def test_wrong_recipes_are_named(text, says, write):
