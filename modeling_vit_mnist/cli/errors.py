@@ -1,36 +1,66 @@
 """One-line errors for the scripts: exit code 2 for wrong usage or input, 1 for a failure."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
 
 # Packages that only some commands need, and the extra of this package that installs each.
-EXTRAS = {"matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
+EXTRAS = {
+    "matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "tensorboard": "logging",
+}  # fmt: skip
+CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
 class UsageError(ValueError):
     """The user passed something wrong. The message names it, the value seen and what to do."""
 
 
+def printable(text: str) -> str:
+    """`text` on one line, with escapes for what a terminal cannot show or would obey: line breaks, control characters,
+    and bytes of file names that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def describe_error(error: Exception) -> str:
+    """One line: the message, and the type of anything but a [`UsageError`]."""
+    if isinstance(error, ModuleNotFoundError) and (name := str(error.name).partition(".")[0]) in EXTRAS:
+        return f"{name} is not installed: run pip install 'vit-mnist[{EXTRAS[name]}]'"
+    lines = str(error).strip().splitlines()
+    if "Original Traceback (most recent call last):" in lines:  # raised in a worker of a data loader
+        lines = [lines[-1].partition(": ")[2]]
+    kind = "" if isinstance(error, UsageError) else type(error).__name__
+    return printable(": ".join(filter(None, (kind, " ".join(" ".join(lines).split())))))
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run `main` and turn exceptions into one line on stderr and an exit code: 2 for [`UsageError`], 130 for Ctrl-C, 1
-    for any other exception. `VIT_MNIST_DEBUG=1` shows the traceback instead."""
+    """Run `main` and turn exceptions into one line on stderr and an exit code: 2 for [`UsageError`], 130 for Ctrl-C,
+    141 where the reader of the output has gone, 1 for any other exception. `VIT_MNIST_DEBUG=1` shows the traceback
+    instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that the console's encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (`| head`) has closed the pipe. Without this, Python reports an error at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            # The reader (`| head`) has closed the pipe. Without this, Python reports an error at shutdown.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(CLOSED_PIPE)  # not 0: files that were to follow the output have not been written
         if os.environ.get("VIT_MNIST_DEBUG"):
             raise
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            message = f"{error.name} is not installed: run pip install 'vit-mnist[{EXTRAS[error.name]}]'"
-        else:
-            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-            message = f"{kind}{' '.join(str(error).split())}"
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {describe_error(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads the output any more. Other pipes and connections raise `BrokenPipeError`, too."""
+    try:
+        print(flush=True)  # a flush alone finds nothing to write
+    except BrokenPipeError:
+        return True
+    return False
