@@ -32,7 +32,10 @@ def predict() -> None:
     from .inference.arguments import InferenceArguments
     from .inference.predict import run_inference
 
-    run_inference(*RecipeParser([InferenceArguments, DataArguments], description=predict.__doc__).parse(sys.argv[1:]))
+    parser = RecipeParser([InferenceArguments, DataArguments], description=predict.__doc__)
+    args, data_args = parser.parse(sys.argv[1:])
+    parser.warn_unused(args.used_flags(), "The prediction of files" if args.image else f"The {args.split} split")
+    run_inference(args, data_args)
 
 
 def visualize() -> None:
@@ -44,6 +47,7 @@ def visualize() -> None:
     parser = RecipeParser([VisualizeArguments, DataArguments], description=visualize.__doc__)
     parser.add_argument("view", choices=VIEWS, help="What to show.")
     args, data_args, chosen = parser.parse(sys.argv[1:])
+    parser.warn_unused(args.used_flags(chosen.view), f"The view {chosen.view!r}")
     VIEWS[chosen.view](args, data_args)
 
 

@@ -1,9 +1,14 @@
 """Predictions as a user gets them: the output printed, the files written, and the errors."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas
 import PIL.Image
@@ -13,10 +18,13 @@ from transformers import pipeline
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
-from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.cli import errors
+from modeling_vit_mnist.cli.errors import UsageError, describe_error
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.splits import load_images, stream_images
+from modeling_vit_mnist.inference import predict as predictions
 from modeling_vit_mnist.inference.arguments import InferenceArguments, VisualizeArguments
+from modeling_vit_mnist.inference.classes import class_names
 from modeling_vit_mnist.inference.predict import choose_device, predict, read_images
 
 from .conftest import ROOT, SAMPLE, TINY
@@ -86,9 +94,115 @@ def test_bundled_checkpoint_on_mnist(run_script, mnist):
     assert float(accuracy) == pytest.approx(100 * results["test_accuracy"], abs=0.021)
 
 
+@pytest.fixture
+def relabel(sample, tmp_path):
+    """Write the test digits of the sample with other names of their classes, listed in the order of `listed`."""
+
+    def relabel(names, listed):
+        digits = sample["test"]
+        feature = datasets.Features(
+            {"image": datasets.Array2D((28, 28), "uint8"), "label": datasets.ClassLabel(names=listed)}
+        )
+        labels = [listed.index(names[digit]) for digit in digits.labels.tolist()]
+        split = datasets.Dataset.from_dict({"image": digits.images.numpy(), "label": labels}, feature)
+        split.to_parquet(tmp_path / "relabeled" / "test-000.parquet")
+        return tmp_path / "relabeled"
+
+    return relabel
+
+
+DIGITS = [str(digit) for digit in range(10)]
+MEASURING_COMMANDS = pytest.mark.parametrize(
+    "command",
+    [
+        ["run_inference.py", "--num_samples", "0"],
+        ["run_inference.py", "--num_samples", "0", "--streaming"],
+        ["run_visualize.py", "mistakes", "--output_dir", "{folder}"],
+        ["benchmarks/robustness.py"],
+    ],
+)
+
+
+def measure(run_script, command, data, folder):
+    return run_script(*(part.format(folder=folder) for part in command), "--model", TINY, "--dataset_name", data)
+
+
+@MEASURING_COMMANDS
+def test_classes_are_compared_by_name(command, relabel, run_script, sample, tmp_path):
+    """The same digits and labels, with the classes listed in another order, have the same accuracy."""
+    model, processor = load_checkpoint(TINY)
+    digits = sample["test"]
+    with torch.no_grad():
+        predicted = model(processor.rescale_and_normalize(digits.images)).logits.argmax(1)
+    correct = int((predicted == digits.labels).sum())
+    done = measure(run_script, command, relabel(DIGITS, DIGITS[::-1]), tmp_path)
+    assert f"Accuracy: {correct / 1000:.2%} ({correct} of 1,000 test images of relabeled)" in done.out, done.err
+
+
+@MEASURING_COMMANDS
+def test_classes_that_the_model_lacks_count_as_wrong(command, relabel, run_script, sample, tmp_path):
+    digits = sample["test"]
+    wrong = int((digits.labels >= 8).sum())
+    names = [*DIGITS[:8], "eight", "nine"]
+    done = measure(run_script, command, relabel(names, sorted(names)), tmp_path)
+    assert f"The model does not know the class of {wrong} images ('eight', 'nine'): they count as wrong." in done.out
+    correct = int(re.search(r"Accuracy: .* \((\d+) of 1,000", done.out)[1])
+    assert 0.9 * (1000 - wrong) < correct <= 1000 - wrong
+
+
+@MEASURING_COMMANDS
+def test_no_class_in_common_is_refused(command, relabel, run_script, tmp_path):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    done = measure(run_script, command, relabel(names, names), tmp_path)
+    assert done.code == 2 and "Accuracy" not in done.out
+    assert "no class in common: the dataset has 'zero', 'one', " in done.err and "the model '0', '1', " in done.err
+
+
+def test_names_of_classes_go_by_their_numbers():
+    """A config may list them in another order, as one sorted as text does with more than ten classes."""
+    model = VitMnistForImageClassification(VitMnistConfig(num_labels=12))
+    model.config.id2label = {number: f"class {number}" for number in sorted(range(12), key=str)}
+    assert class_names(model) == [f"class {number}" for number in range(12)]
+    for wrong in ({0: "a", 1: "a"}, {0: "a", 2: "b"}):
+        model.config.id2label = wrong
+        with pytest.raises(UsageError, match="each of its 2 classes a name of its own"):
+            class_names(model)
+
+
+@pytest.fixture
+def overflowing(tmp_path):
+    """A checkpoint in float16 whose logits are too large for it, for bright images only."""
+    model, processor = load_checkpoint(TINY)
+    with torch.no_grad():
+        model.vit.norm.weight.mul_(3e4)
+        model.head.weight.mul_(3e4)
+    model.half().save_pretrained(tmp_path / "overflowing")
+    processor.save_pretrained(tmp_path / "overflowing")
+    return tmp_path / "overflowing"
+
+
+def test_results_that_are_not_finite_are_failures(infer, overflowing, pictures, tmp_path):
+    for arguments in (["--num_samples", "5"], ["--num_samples", "5", "--streaming"], ["--image", pictures]):
+        done = infer(*arguments, "--output", tmp_path / "out.csv", model=overflowing)
+        assert done.code == 1 and "Pred:" not in done.out and not (tmp_path / "out.csv").exists()
+        shown = f"{pictures / '0.png'}, {pictures / '1.png'}, " if "--image" in arguments else "image 0, image 1, "
+        assert done.err.startswith(f"error: FloatingPointError: The model's output is not finite for {shown}")
+
+
+def test_a_pixel_that_is_no_number_names_its_image(checkpoint):
+    model, processor = load_checkpoint(checkpoint)
+    images = torch.zeros(4, 28, 28)
+    images[2, 5, 5] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite for image 2: "):
+        predict(model, processor, images, batch_size=2)
+
+
 def test_number_of_samples_and_split(infer):
     assert "of 1,000 test images" in infer("--num_samples", "0").out
     assert "of 5 validation images" in infer("--num_samples", "5", "--split", "validation").out
+    for more in ([], ["--streaming"]):
+        done = infer("--num_samples", "1001", *more)
+        assert done.code == 0 and "There are only 1,000 images, fewer than --num_samples 1,001." in done.out
 
 
 @pytest.mark.parametrize(
@@ -137,6 +251,142 @@ def test_do_center_and_do_invert_frame_photographs(infer, pictures, sample):
         infer("--image", pictures / "sheet.png", "--do_center", "true", "--do_invert", "auto").out.split()[1:3]
         == plain
     )
+
+
+def test_inversion_is_advised_only_where_it_helps(infer, pictures):
+    """Not for images that are blank themselves, nor when the advice was followed."""
+    PIL.Image.new("L", (50, 50), 255).save(pictures / "0.png")
+    dark_on_light = PIL.Image.eval(PIL.Image.open(pictures / "1.png"), lambda value: 255 - value)
+    dark_on_light.save(pictures / "1.png")
+    says = {}
+    for flags in ([], ["--do_invert", "auto"]):
+        done = infer("--image", pictures / "0.png", pictures / "1.png", "--do_center", "true", *flags)
+        says[bool(flags)] = [line for line in done.out.splitlines() if "blank" in line]
+    blank = f"{pictures / '0.png'} is blank after preprocessing."
+    advice = f"{pictures / '1.png'} is blank after preprocessing. For dark ink on light paper, pass --do_invert auto."
+    assert says == {False: [blank, advice], True: [blank]}
+
+
+def test_folders_are_searched_for_images_only(infer, pictures):
+    """Hidden files, such as macOS's companions, and other formats are left out."""
+    for name in (
+        "._0.png",
+        ".DS_Store",
+        ".hidden/3.png",
+        "scan.pdf",
+        "drawing.eps",
+        "film.mpg",
+        "data.h5",
+        "notes.txt",
+    ):
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (pictures / "more").mkdir()
+    (pictures / "2.png").rename(pictures / "more" / "2.PNG")
+    done = infer("--image", pictures)
+    assert [line.split()[0] for line in done.out.splitlines()[:6:2]] == [
+        str(pictures / name) for name in ("0.png", "1.png", "more/2.PNG")
+    ]
+    assert "3 images, " in done.out
+    done = infer("--image", pictures / "scan.pdf")
+    assert done.code == 2 and f"Cannot read {pictures / 'scan.pdf'}: " in done.err
+    assert "No image at" in infer("--image", pictures / ".hidden" / "4.png").err
+
+
+@pytest.mark.parametrize("pattern", ["", "0[1].png", "*.png", "?[[]1].png", "**/*.png"])
+def test_brackets_in_a_path_are_not_a_glob(infer, pictures, pattern):
+    folder = pictures.rename(pictures.parent / "scans [1]")
+    (folder / "0.png").rename(folder / "0[1].png")
+    found = ["0[1].png"] if "1]" in pattern else ["0[1].png", "1.png", "2.png"]
+    lines = infer("--image", folder / pattern).out.splitlines()
+    assert [line.split(" Pred:")[0] for line in lines[:-1:2]] == [str(folder / name) for name in found]
+
+
+def test_a_file_is_predicted_once(infer, pictures, caplog):
+    done = infer("--image", pictures, pictures / "0.png", pictures / ".." / "pictures" / "1.png")
+    assert "3 images, " in done.out and done.out.count("Pred:") == 3
+    assert "--image names 2 files more than once: each is predicted once." in caplog.text
+
+
+NAMES = ["a\nIdx:0 GT:1 Pred:1.png", "\x1b[31mred.png", "\N{GRINNING FACE}.png", os.fsdecode(b"\xff.png")]
+
+
+@pytest.fixture
+def strange(pictures):
+    """Files with names that a terminal cannot show or would obey."""
+    folder = pictures.parent / "strange"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_bytes((pictures / "0.png").read_bytes())
+    return folder
+
+
+def test_names_that_the_console_cannot_show_are_escaped(strange):
+    """In a process of its own, whose output is ASCII. The output has two lines a file, and one at the end."""
+    command = [sys.executable, str(ROOT / "run_inference.py"), "--image", str(strange)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=600)
+    lines = done.stdout.decode("ascii").splitlines()
+    assert done.returncode == 0 and len(lines) == 2 * len(NAMES) + 1, done.stderr
+    shown = [line.rpartition(" Pred:")[0].removeprefix(f"{strange}/") for line in lines[:-1:2]]
+    assert shown == [r"\x1b[31mred.png", r"a\nIdx:0 GT:1 Pred:1.png", r"\udcff.png", r"\U0001f600.png"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "read"), [("jsonl", pandas.read_json), ("csv", pandas.read_csv), ("parquet", pandas.read_parquet)]
+)
+def test_tables_hold_any_file_name(infer, strange, tmp_path, suffix, read):
+    path = tmp_path / f"table.{suffix}"
+    done = infer("--image", strange, "--output", path, "--grid", tmp_path / "grid.png")
+    assert done.code == 0, done.err
+    table = read(path, lines=True) if suffix == "jsonl" else read(path)
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in sorted(NAMES)]
+    assert [Path(name).name for name in table["image"]] == names
+
+
+def test_tables_do_not_round(infer, pictures, checkpoint, tmp_path):
+    model, processor = load_checkpoint(checkpoint)
+    image = np.asarray(PIL.Image.open(pictures / "0.png"))
+    expected = predict(model, processor, torch.tensor(image)[None])[0].sort(descending=True).values
+    infer("--image", pictures / "0.png", "--top_k", "10", "--output", tmp_path / "table.jsonl")
+    row = json.loads((tmp_path / "table.jsonl").read_text())
+    assert [item["probability"] for item in row["top_k"]] == pytest.approx(expected.tolist(), rel=1e-6)
+    assert row["probability"] == row["top_k"][0]["probability"]
+
+
+def test_outputs_do_not_replace_inputs(infer, pictures, relabel):
+    before = (pictures / "0.png").read_bytes()
+    (pictures / "link").symlink_to(pictures)
+    for grid in (pictures / "0.png", pictures / "link" / "0.png"):
+        done = infer("--image", pictures, "--grid", grid)
+        assert done.code == 2 and "would change the input" in done.err and done.out == ""
+    assert (pictures / "0.png").read_bytes() == before
+    data = relabel(DIGITS, DIGITS)
+    for name in ("test-000.parquet", "new.csv"):
+        done = infer("--output", data / name, dataset=data)
+        assert done.code == 2 and f"would change the input {data}: " in done.err
+    assert [path.name for path in data.iterdir()] == ["test-000.parquet"]
+
+
+def test_a_grid_without_matplotlib_is_refused_before_the_work(infer, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "modeling_vit_mnist.inference.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = infer("--grid", tmp_path / "grid.png")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: matplotlib is not installed: run pip install 'vit-mnist[plots]'\n"
+
+
+def test_a_grid_says_how_much_it_shows(infer, tmp_path):
+    done = infer("--grid", tmp_path / "grid.png", "--num_samples", "101")
+    assert f"Wrote {tmp_path / 'grid.png'} with the first 100 images" in done.out
+
+
+def test_flags_without_an_effect_are_named(infer, pictures, caplog):
+    infer("--image", pictures, "--split", "train", "--num_samples", "1")
+    assert caplog.messages == ["The prediction of files does not use --dataset_name, --num_samples, --split."]
+    caplog.clear()
+    infer("--max_train_samples", "3")
+    assert caplog.messages == ["The test split does not use --max_train_samples."]
 
 
 def test_predictions_equal_the_pipelines(infer, pictures, checkpoint):
@@ -200,6 +450,10 @@ def test_a_corrupt_file_is_refused_by_name_or_skipped(infer, pictures, tmp_path,
         (["--output", "/dev/null/x.csv"], "Cannot write to the folder /dev/null: "),
         (["--device", "cuda:99"], "No device 'cuda:99' here"),
         (["--image", "/nowhere/*.png"], "No image at '/nowhere/*.png'"),
+        (["--image", os.fsdecode(b"\x1b[31m\xff\n")], r"No image at '\x1b[31m\udcff\n'"),
+        (["--top_k", "11"], "--top_k must be at most 10, the number of classes, got 11"),
+        (["--output="], "--output: the value is empty"),
+        (["--model", ""], "--model: the value is empty"),
         (["--dataset_name", "/nowhere"], "No dataset folder '/nowhere'"),
         (["--model", "/nowhere"], "No checkpoint folder '/nowhere'"),
     ],
@@ -222,6 +476,71 @@ def test_a_full_disk_while_writing_keeps_the_old_table(infer, tmp_path, monkeypa
     done = infer("--output", path, "--num_samples", "3")
     assert done.code == 1 and "No space left on device" in done.err
     assert path.read_text() == "old\n" and [p.name for p in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(infer, tmp_path):
+    for flag, name in (("--output", "table.csv"), ("--grid", "grid.png")):
+        (tmp_path / name).mkdir()
+        done = infer(flag, tmp_path / name)
+        assert (done.code, done.out) == (2, "") and f"Cannot write to {tmp_path / name}: it is a folder." in done.err
+
+
+def test_ctrl_c_while_a_table_is_written_keeps_the_old_one(infer, tmp_path, monkeypatch):
+    path = tmp_path / "predictions.parquet"
+    path.write_text("old\n")
+    shown, show = [], predictions.print_prediction
+
+    def interrupt(*args):
+        shown.append(args)
+        if len(shown) == 1500:
+            raise KeyboardInterrupt
+        show(*args)
+
+    monkeypatch.setattr(predictions, "print_prediction", interrupt)
+    done = infer("--output", path, "--num_samples", "0", "--split", "train", "--streaming")
+    assert (done.code, done.err) == (130, "Interrupted.\n")
+    assert path.read_text() == "old\n" and [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
+
+
+class _Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise UsageError("image 3 is bad")
+
+
+def test_errors_are_one_line():
+    for error, line in (
+        (UsageError("a\n  b\x1b[2J"), r"a b\x1b[2J"),
+        (MemoryError(), "MemoryError"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (ModuleNotFoundError(name="matplotlib.pyplot"), errors.EXTRAS["matplotlib"]),
+        (ModuleNotFoundError(name="tensorboard"), "vit-mnist[logging]"),
+    ):
+        assert line in describe_error(error) and "\n" not in describe_error(error)
+    with pytest.raises(UsageError) as raised:
+        next(iter(torch.utils.data.DataLoader(_Broken(), num_workers=1)))
+    assert describe_error(raised.value) == "image 3 is bad"
+
+
+def test_a_closed_pipe_is_not_a_success():
+    """Files that were to follow the output are not written."""
+    code = "from modeling_vit_mnist.cli.errors import run_script\nrun_script(lambda: print('x' * 1_000_000))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1)
+    process.stdout.close()
+    assert process.wait(timeout=600) == 141 and process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_a_connection_that_breaks_is_a_failure(capsys):
+    def main():
+        raise BrokenPipeError("of the Hub")
+
+    with pytest.raises(SystemExit) as stopped:
+        errors.run_script(main)
+    assert (stopped.value.code, capsys.readouterr().err) == (1, "error: BrokenPipeError: of the Hub\n")
 
 
 def test_predict_in_batches_and_without_images(sample, checkpoint):

@@ -1,13 +1,18 @@
 """Every view prints its facts and draws a picture."""
 
+import json
 import sys
+from contextlib import contextmanager
 
+import matplotlib.figure
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, inference
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
+from modeling_vit_mnist.inference import plots
 from modeling_vit_mnist.inference.architecture import parameter_table
 
 from .conftest import SAMPLE
@@ -109,11 +114,91 @@ def test_mistakes_and_inference_print_the_same_accuracy(view, run_script, checkp
     assert inferred.startswith(shown)
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of `plots`, which are not saved."""
+    figures = []
+
+    @contextmanager
+    def figure(path, width, height):
+        with matplotlib.rc_context(plots.STYLE):
+            figures.append(matplotlib.figure.Figure())
+            yield figures[-1]
+
+    monkeypatch.setattr(plots, "_figure", figure)
+    return figures
+
+
+def test_the_confusion_matrix_names_both_sides(drawn, tmp_path):
+    """Rows are the dataset's classes, also those that the model lacks; columns are the model's."""
+    labels, predictions = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 0])
+    probabilities = torch.nn.functional.one_hot(predictions, 2).float()
+    plots.plot_mistakes(torch.zeros(5, 28, 28), labels, probabilities, ["$a^", "b\n", "only here"], tmp_path / "x")
+    axis = drawn[0].subfigs[0].axes[0]
+    assert axis.get_title() == "3 mistakes in 5 images"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["$a^", "b\\n"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["$a^", "b\\n", "only here"]
+    counts = {text.get_position()[::-1]: int(text.get_text()) for text in axis.texts}
+    assert counts == {(0, 0): 1, (0, 1): 1, (1, 1): 1, (2, 0): 2}
+    assert "$a^, not only here" in [axis.get_title() for axis in drawn[0].subfigs[1].axes]
+    drawn[0].canvas.draw()  # without reading the names as formulas
+
+
+def test_gaps_in_a_history(drawn, tmp_path):
+    accuracies = [0.5, None, 0.9, float("nan"), 0.8]
+    history = [{"epoch": epoch, "eval_loss": 1.0, "eval_accuracy": value} for epoch, value in enumerate(accuracies)]
+    plots.plot_training(history, tmp_path / "x")
+    _, accuracy, _ = drawn[0].axes
+    np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.5, np.nan, 0.9, np.nan, 0.8])
+    assert [text.get_text() for text in accuracy.texts] == ["best 90.00%, epoch 2"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"log_history": []}, {"log_history": [{"epoch": 1.0, "loss": None, "eval_accuracy": None}]},
+        {"log_history": [{"epoch": 1.0, "loss": float("nan")}]}, {"log_history": None}, ["log_history"],
+    ],
+)  # fmt: skip
+def test_a_history_without_values_is_refused(view, tmp_path, content):
+    (tmp_path / "history.json").write_text(json.dumps(content))
+    done = view("training", "--model", tmp_path)
+    assert done.code == 2 and "holds no record of its training" in done.err.splitlines()[-1]
+    assert not (tmp_path / "pictures" / "training.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unused"),
+    [
+        (["data", "--index", "3", "--split", "test"], "'data' does not use --index, --model, --split."),
+        (["model", "--device", "cpu"], "'model' does not use --dataset_name, --device, --output_dir."),
+        (["mistakes", "--max_train_samples", "9"], "'mistakes' does not use --max_train_samples."),
+    ],
+)
+def test_flags_without_an_effect_are_named(view, arguments, unused, caplog):
+    assert view(*arguments).code == 0
+    assert caplog.messages == [f"The view {unused}"]
+
+
+@pytest.mark.parametrize("name", ["attention", "mistakes"])
+def test_a_model_without_finite_results_is_a_failure(view, checkpoint, tmp_path, name):
+    model, processor = load_checkpoint(checkpoint)
+    torch.nn.init.constant_(model.head.bias, torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    processor.save_pretrained(tmp_path / "broken")
+    done = view(name, "--model", tmp_path / "broken", "--index", "7")
+    assert done.code == 1 and done.err.splitlines()[-1].startswith("error: FloatingPointError: ")
+    assert "not finite for image " + ("7: " if name == "attention" else "0, image 1, ") in done.err
+    assert not (tmp_path / "pictures" / f"{name}.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["dta"], "invalid choice: 'dta'"),
         (["attention", "--index", "1000"], "--index must lie in 0 to 999, got 1000"),
+        (["attention", "--index", "-1"], "--index must lie in 0 to 999, got -1"),
+        (["attention", "--index", *["1"] * 101], "--index takes at most 100 images, got 101"),
         (["data", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["data", "--outptu_dir", "x"], "did you mean --output_dir"),
         (["training", "--model", "/nowhere"], "holds no record of its training"),

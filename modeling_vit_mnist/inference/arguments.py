@@ -1,13 +1,15 @@
 """Arguments of prediction and of the views."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..checkpoints.folder import DEFAULT_MODEL
 from ..cli.arguments import arg
 from ..cli.errors import UsageError
+from ..data.arguments import DataArguments
 
 TABLES = (".jsonl", ".csv", ".parquet")
+MAX_SHOWN = 100  # images whose attention fits into one picture
 
 
 @dataclass
@@ -41,6 +43,13 @@ class InferenceArguments(_ModelChoice):
         if self.grid and Path(self.grid).suffix != ".png":
             raise UsageError(f"--grid must end in .png, got {self.grid!r}.")
 
+    def used_flags(self) -> set[str]:
+        """The flags that these arguments use: fewer of them for image files."""
+        own = {field.name for field in fields(self)}
+        if self.image:
+            return own - {"split", "num_samples"} | {"skip_bad_images"}
+        return own | _data_flags(self.split)
+
 
 @dataclass
 class VisualizeArguments(_ModelChoice):
@@ -53,3 +62,22 @@ class VisualizeArguments(_ModelChoice):
     def __post_init__(self):
         if self.batch_size < 1:
             raise UsageError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if len(self.index) > MAX_SHOWN:
+            raise UsageError(f"--index takes at most {MAX_SHOWN} images, got {len(self.index)}.")
+
+    def used_flags(self, view: str) -> set[str]:
+        """The flags that a view uses."""
+        on_a_split = {"model", "split", "device", "output_dir", *_data_flags(self.split)}
+        return {
+            "data": {"output_dir", "batch_size", *_data_flags()},
+            "model": {"model", "batch_size"},
+            "attention": {"index", *on_a_split},
+            "training": {"model", "output_dir"},
+            "mistakes": on_a_split,
+        }[view]
+
+
+def _data_flags(split: str | None = None) -> set[str]:
+    """The flags of a dataset; without the limit that does not apply to `split`, if one is given."""
+    unused = {None: None, "train": "max_eval_samples"}.get(split, "max_train_samples")
+    return {field.name for field in fields(DataArguments)} - {unused}

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatter
 
+from ..cli.errors import printable
 from ..cli.files import replacing
 
 BLUE, RED, GRAY = "#2563a8", "#c8372d", "#6b7280"
 STYLE = {
     "font.size": 10, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": GRAY, "axes.titlesize": 11, "axes.titleweight": "bold", "figure.facecolor": "white",
-    "savefig.dpi": 140,
+    "savefig.dpi": 140, "text.parse_math": False,
 }  # fmt: skip
 SMALL = {"color": GRAY, "fontsize": 8, "labelpad": 2}
 
@@ -62,7 +63,7 @@ def plot_data(images: torch.Tensor, labels: torch.Tensor, names: list[str], path
             _fill(row, images[found[torch.randperm(len(found), generator=generator)[:columns]]])
         axis = right.subplots()
         counts = labels.bincount(minlength=len(names))
-        bars = axis.barh(names, counts, color=BLUE, height=0.7)
+        bars = axis.barh([*map(printable, names)], counts, color=BLUE, height=0.7)
         axis.bar_label(bars, [f"{count:,}" for count in counts.tolist()], padding=4, color=GRAY)
         axis.set(title=f"Class balance of {len(labels):,} images", xticks=[], xlim=(0, counts.max().item() * 1.18))
         axis.spines["bottom"].set_visible(False)
@@ -81,7 +82,7 @@ def plot_predictions(images: torch.Tensor, rows: list[dict], path: Path) -> None
         for row, axis in zip(rows, axes, strict=False):
             is_wrong = row.get("label") not in (None, row["prediction"])
             title = f"{row['prediction']}, not {row['label']}" if is_wrong else row["prediction"]
-            axis.set_title(title, color=RED if is_wrong else "black", fontsize=10, pad=3)
+            axis.set_title(printable(title), color=RED if is_wrong else "black", fontsize=10, pad=3)
             axis.set_xlabel(f"{row['probability']:.1%}", **SMALL)
             if is_wrong:
                 for spine in axis.spines.values():
@@ -100,7 +101,7 @@ def plot_attention(
         axes = figure.subplots(len(images), 1 + len(maps), squeeze=False)
         for row, (image, line) in enumerate(zip(images, axes, strict=True)):
             _show(line[0], image)
-            line[0].set_ylabel(f"predicted {predictions[row]}", fontsize=9)
+            line[0].set_ylabel(printable(f"predicted {predictions[row]}"), fontsize=9)
             for (layer, head), axis in zip(maps, line[1:], strict=True):
                 from_cls = attentions[layer][row, head, 0].float()
                 side = round(len(from_cls[1:]) ** 0.5)
@@ -116,11 +117,13 @@ def plot_attention(
 
 
 def plot_training(history: list[dict], path: Path) -> None:
-    """Loss, accuracy and learning rate over the epochs of a run, from `log_history` of Trainer."""
+    """Loss, accuracy and learning rate over the epochs of a run, from `log_history` of Trainer. Values that are `None`
+    or not finite leave a gap."""
 
-    def series(name: str) -> tuple[list[float], list[float]]:
+    def series(name: str) -> tuple[np.ndarray, np.ndarray]:
         points = {entry["epoch"]: entry[name] for entry in history if name in entry and "epoch" in entry}
-        return list(points), list(points.values())
+        values = np.array([*points.values()], float)
+        return np.array([*points], float), np.where(np.isfinite(values), values, np.nan)
 
     with _figure(path, 11, 3.2) as figure:
         loss, accuracy, rate = figure.subplots(1, 3)
@@ -132,12 +135,12 @@ def plot_training(history: list[dict], path: Path) -> None:
         loss.legend(frameon=False)
         epochs, values = series("eval_accuracy")
         accuracy.plot(epochs, values, color=BLUE)
-        if values:
-            best = int(np.argmax(values))
+        if np.isfinite(values).any():
+            best = int(np.nanargmax(values))
             accuracy.plot(epochs[best], values[best], "o", color=RED, markersize=5)
             text = f"best {values[best]:.2%}, epoch {epochs[best]:g}"
             accuracy.text(0.97, 0.06, text, transform=accuracy.transAxes, ha="right", color=RED)
-            accuracy.set_ylim(max(0, min(1, np.quantile(values, 0.1)) - 0.02), max(values) + 0.01)
+            accuracy.set_ylim(max(0, min(1, np.nanquantile(values, 0.1)) - 0.02), np.nanmax(values) + 0.01)
         accuracy.set(title="Validation accuracy", xlabel="epoch")
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         rate.plot(*series("learning_rate"), color=BLUE)
@@ -148,25 +151,28 @@ def plot_mistakes(
     images: torch.Tensor, labels: torch.Tensor, probabilities: torch.Tensor, names: list[str], path: Path
 ) -> None:
     """The confusion matrix and the most confident errors, from `images` of shape `(n, height, width)`, uint8, `labels`
-    of shape `(n,)`, `probabilities` of shape `(n, classes)`, and the names of the classes."""
+    of shape `(n,)`, and `probabilities` of shape `(n, classes)`. `names` are those of the classes, followed by those
+    of labels that are no class of the model, which get a row and no column."""
     from sklearn.metrics import confusion_matrix
 
     confidence, predictions = probabilities.max(1)
-    confusion = confusion_matrix(labels, predictions, labels=range(len(names)))
+    names = [*map(printable, names)]
+    confusion = confusion_matrix(labels, predictions, labels=range(len(names)))[:, : probabilities.shape[1]]
     wrong = (predictions != labels).nonzero()[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True)][:24]
     with _figure(path, 11, 5.2) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(5.2, 5.8))
         axis = left.subplots()
-        errors = confusion - np.diag(confusion.diagonal())
+        errors = confusion.copy()
+        np.fill_diagonal(errors, 0)
         axis.imshow(errors, cmap="Reds", vmax=max(errors.max() * 1.3, 1))
         for row, column in np.argwhere(confusion):
             color = GRAY if row == column else "black"
             axis.text(column, row, confusion[row, column], ha="center", va="center", fontsize=8, color=color)
-        ticks = range(len(names))
+        classes = names[: confusion.shape[1]]
         axis.set(title=f"{len(wrong):,} mistakes in {len(labels):,} images", xlabel="predicted", ylabel="label")
-        axis.set_xticks(ticks, names, rotation=0 if max(map(len, names)) < 4 else 90)
-        axis.set_yticks(ticks, names)
+        axis.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 4 else 90)
+        axis.set_yticks(range(len(names)), names)
         right.suptitle("Most confident errors: predicted, not the label", fontweight="bold", fontsize=11)
         axes = right.subplots(4, 6).flatten()
         _fill(axes, images[worst])

@@ -1,6 +1,6 @@
 """Predictions for datasets, files and tensors."""
 
-import glob
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -8,23 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
 from ..checkpoints.folder import load_checkpoint
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, replacing
-from ..data.arguments import DataArguments
-from ..data.images import ImageDataset, decode_images
+from ..data.arguments import DATASET_VARIABLE, DataArguments
+from ..data.images import ImageDataset
 from ..data.splits import load_images, stream_images
 from ..data.streaming import ImageStream
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import InferenceArguments
+from .classes import class_names, describe_accuracy, match_classes
+from .images import find_images, read_images, report_blank_images
 
 GRID_IMAGES = 100
-Batches = Iterable[tuple[torch.Tensor, list[dict]]]
+# Images, a row for each, and their labels, numbered as the model's classes; none for files.
+Batches = Iterable[tuple[torch.Tensor, list[dict], torch.Tensor]]
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -42,87 +44,73 @@ def choose_device(name: str | None = None) -> torch.device:
 @torch.inference_mode()
 def predict(
     model: VitMnistForImageClassification, processor: VitMnistImageProcessor, images: torch.Tensor,
-    batch_size: int = 1000,
+    batch_size: int = 1000, describe: Callable[[int], str] = "image {}".format,
 ) -> torch.Tensor:  # fmt: skip
     """Class probabilities of grayscale, resized images of shape `(n, height, width)`, uint8 or floats in [0, 1].
 
     The model, on any device, is set to evaluation mode. The processor normalizes the images there, batch by batch.
-    Returns a `torch.Tensor` of shape `(n, num_labels)`: float32, on the CPU."""
+    Returns a `torch.Tensor` of shape `(n, num_labels)`: float32, on the CPU. Raises `FloatingPointError` if logits are
+    not finite. `describe` names an image by its index in messages."""
     model.eval()
     logits = [torch.empty(0, model.config.num_labels)]
     for batch in tqdm(images.split(batch_size), desc="Predict", unit=" batches", leave=False, disable=None):
         logits.append(model(processor.rescale_and_normalize(batch.to(model.device))).logits.float().cpu())
+    check_finite(torch.cat(logits), describe)
     return torch.cat(logits).softmax(-1)
 
 
-def find_images(patterns: list[str]) -> list[Path]:
-    """The image files that paths, folders and globs name, those of a folder or glob in alphabetical order. Raises
-    [`UsageError`] if one of them names no image."""
-    files = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            known = PIL.Image.registered_extensions()
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
-        else:
-            found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-        if not found:
-            raise UsageError(f"No image at {pattern!r}.")
-        files += found
-    return files
-
-
-def read_images(
-    files: list[Path], processor: VitMnistImageProcessor, skip_bad_images: bool
-) -> tuple[torch.Tensor, list[Path]]:
-    """Grayscale images of files, of shape `(n, height, width)`, and the files that were read. They are uint8, or
-    float32 in [0, 1] if one of the files holds floats. Raises [`UsageError`] if a file is not a readable image and
-    `skip_bad_images` is off, or none is readable."""
-    images, read = [], []
-    for file in tqdm(files, desc="Read", unit=" images", leave=False, disable=None if len(files) > 100 else True):
-        image, kept = decode_images([{"path": str(file), "bytes": None}], [""], processor, skip_bad_images)
-        images.append(image)
-        read += [file] * len(kept)
-    if not read:
-        raise UsageError("None of the images can be read.")
-    if any(image.is_floating_point() for image in images):  # floats are already rescaled
-        images = [image if image.is_floating_point() else image / 255 for image in images]
-    return torch.cat(images), read
+def check_finite(logits: torch.Tensor, describe: Callable[[int], str] = "image {}".format) -> None:
+    """Raise `FloatingPointError`, which names the images, if not all logits of shape `(n, classes)` are finite. Their
+    maximum would be an arbitrary class."""
+    wrong = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if wrong:
+        shown = ", ".join(map(describe, wrong[:3])) + (f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else "")
+        raise FloatingPointError(
+            f"The model's output is not finite for {shown}: its weights or pixels are NaN, infinite or too large for "
+            "its dtype."
+        )
 
 
 def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     """Print one prediction per image, and write the other outputs requested. Raises [`UsageError`] for a wrong
-    argument, before anything is written."""
-    for path in filter(None, (args.output, args.grid)):
-        check_writable(Path(path).parent)
-    device = choose_device(args.device)
+    argument, before anything is written, and `FloatingPointError` for logits that are not finite."""
     files = find_images(args.image)
+    dataset = data_args.dataset_name or os.environ.get(DATASET_VARIABLE)
+    for path in filter(None, (args.output, args.grid)):
+        check_output(Path(path), files or ([Path(dataset)] if dataset else []))
+    if args.grid:
+        from .plots import plot_predictions
+    device = choose_device(args.device)
     model, processor = load_checkpoint(args.model)
-    model.to(device)
+    names = class_names(model)
+    if args.top_k > len(names):
+        raise UsageError(f"--top_k must be at most {len(names)}, the number of classes, got {args.top_k}.")
+    model.to(device).eval()
     if args.do_center is not None:
         processor.do_center = args.do_center
     if args.do_invert is not None:
         processor.do_invert = "auto" if args.do_invert == "auto" else args.do_invert == "yes"
 
-    names = list(model.config.id2label.values())
     batches: Batches
     if files:
         images, files = read_images(files, processor, data_args.skip_bad_images)
-        for image, file in zip(images, files, strict=True):
-            if image.max() == image.min():
-                print(f"{file} is blank after preprocessing. For dark ink on light paper, pass --do_invert auto.")
-        batches, what = [(images, [{"image": str(file)} for file in files])], "images"
+        report_blank_images(images, files, processor)
+        # A name with bytes that are not UTF-8 is written with escapes.
+        rows = [{"image": str(file).encode("utf-8", "backslashreplace").decode()} for file in files]
+        batches, what = [(images, rows, torch.empty(0, dtype=torch.int64))], "images"
     else:
-        batches, source = read_split(args, data_args, processor)
-        what = f"{args.split} images of {source}"
+        batches, names, source = read_split(args, data_args, processor, names)
+        what = printable(f"{args.split} images of {source}")
 
-    total, correct, seconds, drawn = 0, 0, 0.0, []
+    total, seconds, drawn, predictions, labels = 0, 0.0, [], [], []
     with writing_table(Path(args.output)) if args.output else nullcontext() as write:
-        for images, rows in batches:
+        for images, rows, numbers in batches:
             if total == 0:
-                predict(model, processor, images[:1])  # warm-up
+                with torch.inference_mode():  # warm-up
+                    model(processor.rescale_and_normalize(images[:1].to(device)))
+            image_names = [row.get("image") or f"image {row['index']}" for row in rows]
             started = time.perf_counter()
-            probabilities = predict(model, processor, images, args.batch_size)
+            probabilities = predict(model, processor, images, args.batch_size, image_names.__getitem__)
             seconds += time.perf_counter() - started
             for row, values in zip(rows, probabilities, strict=True):
                 print_prediction(row, values, names, args.top_k)
@@ -131,62 +119,84 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
             if args.grid and total < GRID_IMAGES:
                 drawn += list(zip(images, rows, strict=True))[: GRID_IMAGES - total]
             total += len(rows)
-            correct += sum(row.get("label") == row["prediction"] for row in rows)
+            predictions.append(probabilities.argmax(1))
+            labels.append(numbers)
         if total == 0:
             raise UsageError(f"There are no {what}.")
 
-    speed = f"{total / seconds:,.0f} images/s on {device}"
-    if args.image:
+    speed = f"{total / max(seconds, 1e-9):,.0f} images/s on {device}"
+    if files:
         print(f"{total:,} {what}, {speed}")
     else:
-        print(f"Accuracy: {correct / total:.2%} ({correct:,} of {total:,} {what}), {speed}")
+        if total < args.num_samples:
+            print(f"There are only {total:,} images, fewer than --num_samples {args.num_samples:,}.")
+        num_classes = model.config.num_labels
+        print(f"{describe_accuracy(torch.cat(predictions), torch.cat(labels), names, num_classes, what)}, {speed}")
     if args.output:
-        print(f"Wrote {args.output}")
+        print(f"Wrote {printable(args.output)}")
     if args.grid:
-        from .plots import plot_predictions
-
         plot_predictions(torch.stack([image for image, _ in drawn]), [row for _, row in drawn], Path(args.grid))
-        print(f"Wrote {args.grid}")
+        only = f" with the first {len(drawn)} images" if total > len(drawn) else ""
+        print(f"Wrote {printable(args.grid)}{only}")
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise [`UsageError`] unless a file can be written to `path` without changing one of the inputs, which are files,
+    or folders of data."""
+    target = path.resolve()
+    for place in inputs:
+        if place.resolve() in (target, *target.parents):
+            raise UsageError(f"{path} would change the input {place}: choose another place for it.")
+    if path.is_dir():
+        raise UsageError(f"Cannot write to {path}: it is a folder.")
+    check_writable(path.parent)
 
 
 def read_split(
-    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor
-) -> tuple[Batches, str]:
-    """The images of a split with one row each, all at once or, from a stream, in chunks; and the split's source."""
+    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor, model_names: list[str]
+) -> tuple[Batches, list[str], str]:
+    """The images of a split with one row each, all at once or, from a stream, in chunks; the names of the classes of
+    model and dataset, as [`match_classes`] numbers them; and the split's source."""
+    source: ImageDataset | ImageStream
+    chunks: Iterable[ImageDataset]
     if not data_args.streaming:
-        dataset = load_images(data_args, processor, [args.split])[args.split]
-        return _with_rows([dataset.take(args.num_samples or None)]), dataset.source
-    if args.num_samples:
-        limits = (data_args.max_train_samples, data_args.max_eval_samples)
-        train, other = (min(args.num_samples, limit or args.num_samples) for limit in limits)
-        data_args = replace(data_args, max_train_samples=train, max_eval_samples=other)
-    stream = stream_images(data_args, processor, [args.split])[args.split]
-    return _with_rows(stream.chunks() if isinstance(stream, ImageStream) else [stream]), stream.source
+        source = load_images(data_args, processor, [args.split])[args.split].take(args.num_samples or None)
+        chunks = [source]
+    else:
+        if args.num_samples:
+            limits = (data_args.max_train_samples, data_args.max_eval_samples)
+            train, other = (min(args.num_samples, limit or args.num_samples) for limit in limits)
+            data_args = replace(data_args, max_train_samples=train, max_eval_samples=other)
+        source = stream_images(data_args, processor, [args.split])[args.split]
+        chunks = source.chunks() if isinstance(source, ImageStream) else [source]
+    numbers, names = match_classes(source.names, model_names)
+    return _with_rows(chunks, numbers, names), names, source.source
 
 
-def _with_rows(chunks: Iterable[ImageDataset]) -> Iterator[tuple[torch.Tensor, list[dict]]]:
-    """Images, and one row each: the index in the split and the label."""
+def _with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: list[str]) -> Batches:
+    """Images, one row each with the index in the split and the name of the class, and the number of the class."""
     start = 0
     for chunk in chunks:
-        labels = [chunk.names[label] for label in chunk.labels.tolist()]
-        yield chunk.images, [{"index": index, "label": label} for index, label in enumerate(labels, start)]
+        labels = numbers[chunk.labels]
+        rows = [{"index": index, "label": names[label]} for index, label in enumerate(labels.tolist(), start)]
+        yield chunk.images, rows, labels
         start += len(chunk)
 
 
 def print_prediction(row: dict, probabilities: torch.Tensor, names: list[str], top_k: int) -> None:
     """Add the prediction from `probabilities` of shape `(classes,)` to a row, and print it."""
     best = int(probabilities.argmax())
-    row |= {"prediction": names[best], "probability": round(probabilities[best].item(), 6)}
+    row |= {"prediction": names[best], "probability": probabilities[best].item()}
     if "image" in row:
         line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
     else:
         is_correct = row["label"] == row["prediction"]
         line = f"Idx:{row['index']} GT:{row['label']} Pred:{row['prediction']} isAcc:{is_correct}"
     if top_k > 1:
-        top = probabilities.topk(min(top_k, len(names)))
-        row["top_k"] = {names[i]: round(p, 6) for p, i in zip(*map(torch.Tensor.tolist, top), strict=True)}
+        top = probabilities.topk(top_k)
+        row["top_k"] = {names[i]: p for p, i in zip(*map(torch.Tensor.tolist, top), strict=True)}
         line += " Top:" + ",".join(f"{name}={p:.4f}" for name, p in row["top_k"].items())
-    print(line)
+    print(printable(line))
     print("-" * 30)
 
 
@@ -208,7 +218,7 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
             if "top_k" in table:
                 table["top_k"] = [[{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows]
             if path.suffix == ".jsonl":
-                table.to_json(file, orient="records", lines=True)
+                table.to_json(file, orient="records", lines=True, double_precision=15)
             elif path.suffix == ".csv":
                 table.to_csv(file, index=False, header=file.tell() == 0)
             else:

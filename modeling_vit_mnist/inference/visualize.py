@@ -1,12 +1,13 @@
 """The views of `run_visualize.py`. Each prints a text and, except `model`, draws a picture."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
 
 from ..checkpoints.folder import load_checkpoint
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable
 from ..data.arguments import DataArguments
 from ..data.splits import load_images
@@ -14,7 +15,10 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from . import plots
 from .architecture import parameter_table, stage_shapes
 from .arguments import VisualizeArguments
-from .predict import choose_device, predict
+from .classes import class_names, describe_accuracy, match_classes
+from .predict import check_finite, choose_device, predict
+
+MEASURED = ("loss", "eval_loss", "eval_accuracy")  # what `history.json` holds of an epoch
 
 
 def _picture(args: VisualizeArguments, name: str) -> Path:
@@ -32,12 +36,12 @@ def view_data(args: VisualizeArguments, data_args: DataArguments) -> None:
     labels = torch.cat([train.labels, datasets["validation"].labels])
     pixels = images.double() / 255
 
-    print(f"Dataset {train.source}")
+    print(f"Dataset {printable(train.source)}")
     held_out = len(datasets["validation"])
     print(f"    Train:   {len(images):,} images ({len(train):,} to train on, {held_out:,} for validation)")
     print(f"    Test:    {len(datasets['test']):,} images")
     print(f"    Image:   {images.shape[1]}x{images.shape[2]} pixels, 1 channel, uint8")
-    print(f"    Classes: {', '.join(train.names)}")
+    print(f"    Classes: {printable(', '.join(train.names))}")
     print(f"    Mean:    {pixels.mean():.4f} measured on train, {processor.image_mean[0]:.4f} used")
     print(f"    Std:     {pixels.std(unbiased=False):.4f} measured on train, {processor.image_std[0]:.4f} used")
     batch = next(iter(torch.utils.data.DataLoader(train, args.batch_size, collate_fn=train.collate)))
@@ -70,7 +74,9 @@ def view_attention(args: VisualizeArguments, data_args: DataArguments) -> None:
     pixel_values = processor.rescale_and_normalize(dataset.images).to(model.device)
     with torch.inference_mode():
         outputs = model(pixel_values, output_attentions=True)
-    predictions = [model.config.id2label[label] for label in outputs.logits.argmax(1).tolist()]
+    check_finite(outputs.logits, lambda row: f"image {args.index[row]}")
+    names = class_names(model)
+    predictions = [names[label] for label in outputs.logits.argmax(1).tolist()]
     attentions = tuple(attention.cpu() for attention in outputs.attentions)
     plots.plot_attention(dataset.images, attentions, predictions, picture)
     print(f"Wrote {picture}")
@@ -82,8 +88,12 @@ def view_training(args: VisualizeArguments, data_args: DataArguments) -> None:
     record = Path(args.model) / "history.json"
     try:
         history = json.loads(record.read_text(encoding="utf-8"))["log_history"]
-    except (OSError, ValueError, KeyError) as error:
+        measured = [entry.get(name) for entry in history for name in MEASURED if math.isfinite(entry.get("epoch", 0))]
+        has_values = any(math.isfinite(value) for value in measured if value is not None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{args.model} holds no record of its training: cannot read {record.name}.") from error
+    if not has_values:
+        raise UsageError(f"{args.model} holds no record of its training: {record.name} has no loss and no accuracy.")
     plots.plot_training(history, picture)
     print(f"Wrote {picture}")
 
@@ -94,13 +104,12 @@ def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
     model, processor = load_checkpoint(args.model)
     model.to(choose_device(args.device))
     dataset = load_images(data_args, processor, [args.split])[args.split]
+    numbers, names = match_classes(dataset.names, class_names(model))
+    labels = numbers[dataset.labels]
     probabilities = predict(model, processor, dataset.images)
-    correct = int((probabilities.argmax(1) == dataset.labels).sum())
-    print(
-        f"Accuracy: {correct / len(dataset):.2%} ({correct:,} of {len(dataset):,} {args.split} images of "
-        f"{dataset.source})"
-    )
-    plots.plot_mistakes(dataset.images, dataset.labels, probabilities, dataset.names, picture)
+    what = printable(f"{args.split} images of {dataset.source}")
+    print(describe_accuracy(probabilities.argmax(1), labels, names, model.config.num_labels, what))
+    plots.plot_mistakes(dataset.images, labels, probabilities, names, picture)
     print(f"Wrote {picture}")
 
 

@@ -1,0 +1,98 @@
+"""Image files that are predicted: found by path, folder or glob, and read."""
+
+import copy
+import glob
+import logging
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from ..cli.errors import UsageError, printable
+from ..data.images import decode_images
+from ..image_processing_vit_mnist import VitMnistImageProcessor
+
+logger = logging.getLogger(__name__)
+
+# Formats that Pillow knows but cannot decode by itself: it needs other programs, or code that is not there.
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+def find_images(patterns: list[str]) -> list[Path]:
+    """The files that paths, folders and globs name, each once, those of a folder or glob in alphabetical order. Hidden
+    files in folders, and files with the suffix of another format, are left out. Raises [`UsageError`] if a pattern
+    names no file, or a folder cannot be read."""
+    files: dict[str, Path] = {}
+    total = 0
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            found = _images_in(Path(pattern))
+        elif os.path.lexists(pattern):  # also a file whose name holds `[`
+            found = [Path(pattern)]
+        else:
+            found = _expand(Path(pattern))
+        if not found:
+            raise UsageError(f"No image at {pattern!r}.")
+        total += len(found)
+        for file in found:
+            files.setdefault(os.path.abspath(file), file)
+    if total > len(files):
+        logger.warning("--image names %d files more than once: each is predicted once.", total - len(files))
+    return list(files.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The files in `folder` and its folders, except hidden ones, with the suffix of an image format."""
+    formats = PIL.Image.registered_extensions().items()
+    suffixes = {suffix for suffix, name in formats if name in PIL.Image.OPEN and name not in NOT_DECODED}
+
+    def fail(error: OSError) -> NoReturn:
+        raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(place, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def _expand(pattern: Path) -> list[Path]:
+    """The files that match a glob. Its leading folders that exist are taken literally, even if they hold a `[`."""
+    base = next(parent for parent in pattern.parents if parent.is_dir())
+    matches = glob.glob(str(pattern.relative_to(base)), root_dir=base, recursive=True)
+    return sorted(base / match for match in matches if not (base / match).is_dir())
+
+
+def read_images(
+    files: list[Path], processor: VitMnistImageProcessor, skip_bad_images: bool
+) -> tuple[torch.Tensor, list[Path]]:
+    """Grayscale images of files, of shape `(n, height, width)`, and the files that were read. They are uint8, or
+    float32 in [0, 1] if one of the files holds floats. Raises [`UsageError`] if a file is not a readable image and
+    `skip_bad_images` is off, or none is readable."""
+    images, read = [], []
+    for file in tqdm(files, desc="Read", unit=" images", leave=False, disable=None if len(files) > 100 else True):
+        image, kept = decode_images([{"path": str(file), "bytes": None}], [""], processor, skip_bad_images)
+        images.append(image)
+        read += [file] * len(kept)
+    if not read:
+        raise UsageError("None of the images can be read.")
+    if any(image.is_floating_point() for image in images):  # floats are already rescaled
+        images = [image if image.is_floating_point() else image / 255 for image in images]
+    return torch.cat(images), read
+
+
+def report_blank_images(images: torch.Tensor, files: list[Path], processor: VitMnistImageProcessor) -> None:
+    """Print which of the `images` of [`read_images`] are blank, and advise to invert those that then would not be."""
+    inverting = copy.copy(processor)
+    inverting.do_invert = "auto"
+    for image, file in zip(images, files, strict=True):
+        if image.max() > image.min():
+            continue
+        inverted = read_images([file], inverting, skip_bad_images=False)[0]
+        advice = " For dark ink on light paper, pass --do_invert auto." if inverted.max() > inverted.min() else ""
+        print(printable(f"{file} is blank after preprocessing.{advice}"))
