@@ -19,10 +19,11 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from report import compare, describe_machine
+from report import compare, describe_machine, positive
 from transformers import pipeline
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.cli.errors import run_script
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.inference.predict import predict
@@ -112,9 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--model", default=str(ROOT / "vit-mnist-tiny"))
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
-    parser.add_argument("--batch_size", type=int, default=1000)
-    parser.add_argument("--pipeline_images", type=int, default=1000, help="Images for the slow pipeline.")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch_size", type=positive, default=1000)
+    parser.add_argument("--pipeline_images", type=positive, default=1000, help="Images for the slow pipeline.")
+    parser.add_argument("--rounds", type=positive, default=7)
     args = parser.parse_args()
     model, processor = load_checkpoint(args.model)
     images = load_images(DataArguments(dataset_name=args.dataset_name), processor, ["test"])["test"].images
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,11 +1,19 @@
-"""What the benchmarks print in common: the machine, and ratios of measurements made side by side."""
+"""What the benchmarks have in common: counts as arguments, the machine, ratios of measurements made side by side."""
 
+import argparse
 import os
 import platform
 import statistics
 from collections.abc import Sequence
 
 VERSIONED = ("torch", "transformers", "datasets", "accelerate")
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
 
 
 def describe_machine() -> str:

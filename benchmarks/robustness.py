@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 
-from modeling_vit_mnist.checkpoints.card import add_measurement
+from modeling_vit_mnist.checkpoints.card import add_measurement, read_run
 from modeling_vit_mnist.checkpoints.folder import DEFAULT_MODEL, load_checkpoint
-from modeling_vit_mnist.cli.errors import run_script
+from modeling_vit_mnist.cli.errors import UsageError, run_script
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.augmentation import warp_images
 from modeling_vit_mnist.data.splits import load_images
+from modeling_vit_mnist.inference.classes import class_names, describe_accuracy, match_classes
 from modeling_vit_mnist.inference.predict import predict
 
 SEED = 0
@@ -72,18 +73,27 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
     parser.add_argument("--record", action="store_true", help="Write the result to the folder and its card.")
     args = parser.parse_args()
+    if args.record:
+        read_run(Path(args.model))  # raises without a finished run to record it for
     model, processor = load_checkpoint(args.model)
     test = load_images(DataArguments(dataset_name=args.dataset_name), processor, ["test"])["test"]
     images = test.images.float() / 255
 
+    numbers, names = match_classes(test.names, class_names(model))
+    labels, num_classes = numbers[test.labels], model.config.num_labels
+    if args.record and (labels >= num_classes).any():
+        raise UsageError(f"{test.source} has classes that the model does not know: nothing to --record.")
+
     def accuracy(images: torch.Tensor) -> float:
-        return (predict(model, processor, images).argmax(1) == test.labels).double().mean().item()
+        return (predict(model, processor, images).argmax(1) == labels).double().mean().item()
 
     record = {
         kind: {name: accuracy(corrupt(images, strength)) for name, strength in strengths.items()}
         for kind, (strengths, corrupt) in CORRUPTIONS.items()
     }
-    print(f"{Path(args.model).name} on {len(test):,} test images of {test.source}: {accuracy(images):.2%}\n")
+    predictions = predict(model, processor, images).argmax(1)
+    print(Path(args.model).name)
+    print(describe_accuracy(predictions, labels, names, num_classes, f"test images of {test.source}"), end="\n\n")
     print("| accuracy, % | mild | medium | strong |\n|---|---|---|---|")
     for kind, levels in record.items():
         print(f"| {kind} | " + " | ".join(f"{level}: {100 * value:.1f}" for level, value in levels.items()) + " |")

@@ -34,8 +34,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from report import compare, describe_machine
+from report import compare, describe_machine, positive
 from tqdm import tqdm
+
+from modeling_vit_mnist.cli.errors import UsageError, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("package", "eager", "natural", "streaming", "two", "independent", "bare", "stock", "original")
@@ -120,7 +122,8 @@ def write_dataset(folder: Path, name: str, num_images: int) -> str:
     for number, start in enumerate(range(0, num_images, len(train))):
         part = train.select(range(min(len(train), num_images - start)))
         part.to_parquet(folder / f"train-{number:03}.parquet")
-    train.select(range(1000)).to_parquet(folder / "test-000.parquet")
+    for split in ("validation", "test"):  # otherwise held out from the training images
+        train.select(range(min(1000, len(train)))).to_parquet(folder / f"{split}-000.parquet")
     return str(folder)
 
 
@@ -149,15 +152,19 @@ def main() -> None:
     parser.add_argument(
         "--dataset_name", help="Folder or Hub id.", default=os.environ.get("VIT_MNIST_DATASET", "ylecun/mnist")
     )
-    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="Images per step of a process.")
+    parser.add_argument("--batch_size", type=positive, default=BATCH_SIZE, help="Images per step of a process.")
     parser.add_argument("--own_batch_sizes", action="store_true", help=f"Use these batch sizes: {OWN_BATCH_SIZES}.")
-    parser.add_argument("--warmup", type=int, default=40, help="Steps of each process before the first round.")
+    parser.add_argument("--warmup", type=positive, default=40, help="Steps of each process before the first round.")
     parser.add_argument("--seconds", type=float, default=4.0, help="Length of a turn.")
-    parser.add_argument("--rounds", type=int, default=10, help="Turns of each method.")
-    parser.add_argument("--images", type=int, nargs="+", help="Numbers of training images. Default: all.")
+    parser.add_argument("--rounds", type=positive, default=10, help="Turns of each method.")
+    parser.add_argument("--images", type=positive, nargs="+", help="Numbers of training images. Default: all.")
     for name, kind in (("measure", str), ("folder", str), ("number", int), ("rank", int)):  # passed to the workers
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args, flags = parser.parse_known_args()
+    if not args.seconds > 0:
+        raise UsageError(f"--seconds must be positive, got {args.seconds:g}.")
+    if args.images and "stock" in args.methods:
+        raise UsageError("stock trains on all images: leave it out of --methods, or --images.")
     if args.measure:
         import training_methods as methods
 
@@ -172,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

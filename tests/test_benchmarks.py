@@ -1,7 +1,10 @@
 """The benchmarks run as their README says, and corrupt images by the amounts they print."""
 
+import argparse
 import importlib
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +13,9 @@ import pytest
 import scipy.ndimage
 import torch
 
-from .conftest import ROOT, SAMPLE
+from modeling_vit_mnist.cli.errors import UsageError
+
+from .conftest import ROOT, SAMPLE, TINY
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +35,89 @@ def test_robustness_prints_three_levels_each(run_script):
     rows = [line for line in done.out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 7 and all(row.count("|") == 5 for row in rows)
     assert "1,000 test images of mnist-5k" in done.out
+
+
+@pytest.fixture
+def accuracy(monkeypatch):
+    """`accuracy.py`, whose runs reach their seed in percent instead of training. Returns what it prints, by flags."""
+    module = importlib.import_module("accuracy")
+
+    def train(seed, folder, flags):
+        folder.mkdir(parents=True)
+        results = json.loads((TINY / "all_results.json").read_text()) | {"test_accuracy": seed / 100, "wall": 1.0}
+        record = json.loads((TINY / "run.json").read_text())
+        record["training"] |= {"seed": seed, "learning_rate": float(flags[1]) if flags else 0.05}
+        (folder / "run.json").write_text(json.dumps(record))
+        (folder / "all_results.json").write_text(json.dumps(results))
+        return results
+
+    monkeypatch.setattr(module, "run", train)
+
+    def main(*flags):
+        monkeypatch.setattr(sys, "argv", ["accuracy.py", *map(str, flags)])
+        module.main()
+
+    return main
+
+
+def test_accuracy_prints_mean_and_deviation(accuracy, capsys):
+    accuracy("--seeds", 1, 2, 4)
+    assert "| **mean ± std, n = 3** |" in (out := capsys.readouterr().out) and "| **2.33 ± 1.53** |" in out
+    accuracy("--seeds", 4)  # one run has no deviation
+    assert "| **n = 1** |" in (out := capsys.readouterr().out) and "| **4.00** |" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", 0, 0], "Each seed counts once"),
+        (["--seed", 3], "--seed is set for each run: pass --seeds"),
+        (["--output-dir=x"], "--output_dir is set for each run: pass --keep"),
+        (["--record", "{folder}", "--seeds", 0], "--record needs two seeds or more"),
+        (["--record", "{folder}", "--learning_rate", 0.1], "holds another run, with another learning_rate"),
+        (["--record", "/nowhere"], "/nowhere holds no finished run"),
+    ],
+)
+def test_accuracy_records_only_seeds_of_the_same_run(accuracy, tmp_path, flags, message):
+    for name in ("run.json", "all_results.json"):
+        shutil.copy(TINY / name, tmp_path)
+    with pytest.raises(UsageError, match=message):
+        accuracy(*(str(flag).format(folder=tmp_path) for flag in flags))
+    assert not (tmp_path / "seeds.json").exists()
+    accuracy("--record", tmp_path, "--seeds", 1, 2)
+    assert json.loads((tmp_path / "seeds.json").read_text())["test"] == [1, 2]
+
+
+def test_accuracy_measures_new_runs_that_succeed(tmp_path, monkeypatch):
+    run = importlib.import_module("accuracy").run
+    (tmp_path / "seed-0").mkdir()
+    with pytest.raises(UsageError, match="seed-0 exists"):
+        run(0, tmp_path / "seed-0", [])
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 2))
+    with pytest.raises(ChildProcessError, match="The run of seed 0 failed with exit code 2"):
+        run(0, tmp_path / "new", [])
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("training", ["--methods", "bare", "stock", "--images", "100"], "stock trains on all images"),
+        ("training", ["--rounds", "0"], "must be an integer of at least 1, got '0'"),
+        ("training", ["--seconds", "nan"], "--seconds must be positive, got nan"),
+        ("inference", ["--rounds", "-1"], "must be an integer of at least 1, got '-1'"),
+        ("robustness", ["--record", "--model", "{folder}"], "holds no finished run"),
+    ],
+)
+def test_wrong_usage_exits_with_code_2(run_script, tmp_path, script, flags, message):
+    done = run_script(f"benchmarks/{script}.py", *(flag.format(folder=tmp_path) for flag in flags))
+    assert done.code == 2 and done.out == "" and message in done.err
+
+
+def test_streamed_images_are_as_many_as_asked_for(tmp_path):
+    """None of them are held out for validation or test."""
+    training, methods = (importlib.import_module(name) for name in ("training", "training_methods"))
+    args = argparse.Namespace(dataset_name=training.write_dataset(tmp_path, str(SAMPLE), 4500), measure="streaming")
+    assert len(methods.load(args)["train"]) == 4500
 
 
 def test_blur_matches_scipy(robustness, sample):
