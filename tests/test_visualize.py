@@ -183,7 +183,7 @@ def test_flags_without_an_effect_are_named(view, arguments, unused, caplog):
 @pytest.mark.parametrize("name", ["attention", "mistakes"])
 def test_a_model_without_finite_results_is_a_failure(view, checkpoint, tmp_path, name):
     model, processor = load_checkpoint(checkpoint)
-    torch.nn.init.constant_(model.head.bias, torch.nan)
+    torch.nn.init.constant_(model.head.weight, 3e38)
     model.save_pretrained(tmp_path / "broken")
     processor.save_pretrained(tmp_path / "broken")
     done = view(name, "--model", tmp_path / "broken", "--index", "7")

@@ -70,13 +70,10 @@ def own_processor(folder: Path, settings: dict[str, Any], image_size: int) -> Vi
     known = VitMnistImageProcessor().to_dict().keys()
     refuse("vit-mnist", {k: value for k, value in settings.items() if value and k not in {*known, *UNUSED}})
     own = {name: value for name, value in settings.items() if name in known - UNUSED}
-    for name in ("image_mean", "image_std"):
-        if len(set(np.ravel(own[name]).tolist())) > 1:
-            raise UsageError(
-                f"{folder} normalizes colors differently ({name} {own[name]}); a grayscale processor cannot."
-            )
-        own[name] = np.ravel(own[name])[:1].tolist()
-    processor = VitMnistImageProcessor(**own)
+    try:
+        processor = VitMnistImageProcessor(**own)
+    except ValueError as error:
+        raise UsageError(f"Cannot use the processor in {folder}: {error}") from error
     if fault := find_fault(processor, image_size):
         raise UsageError(f"Cannot use the checkpoint in {folder}: {fault}.")
     return processor

@@ -9,12 +9,9 @@ from ..modeling_vit_mnist import VitMnistForImageClassification
 
 
 def class_names(model: VitMnistForImageClassification) -> list[str]:
-    """The names of the model's classes, by number. Raises [`UsageError`] if two have the same name or none."""
-    id2label: dict[Any, Any] = model.config.id2label  # in any order
-    names = [str(id2label[number]) for number in range(len(id2label)) if number in id2label]
-    if len(set(names)) < len(id2label):
-        raise UsageError(f"The model must give each of its {len(id2label)} classes a name of its own, got {id2label}.")
-    return names
+    """The names of the model's classes, by number."""
+    id2label: dict[Any, str] = model.config.id2label  # in any order
+    return [id2label[number] for number in range(len(id2label))]
 
 
 def match_classes(dataset_names: list[str], model_names: list[str]) -> tuple[torch.Tensor, list[str]]:

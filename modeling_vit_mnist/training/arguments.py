@@ -101,8 +101,6 @@ class VitMnistTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self.wants_push = self.push_to_hub
         self.push_to_hub = False  # Trainer would push incomplete folders. We push once, at the end.
-        # Trainer would also delete folders such as checkpoint-best. RunFolderCallback deletes checkpoints.
-        self.num_checkpoints, self.save_total_limit = self.save_total_limit, None
         if self.lr_scheduler_type == "cosine_warmup_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr": 1e-5}  # of the original system
         if not torch.accelerator.is_available():

@@ -86,8 +86,8 @@ def describe_run(
 
 
 def chosen_checkpoint(args: VitMnistTrainingArguments) -> Path | None:
-    """The checkpoint folder that `--resume_from_checkpoint` names. `None` for `True`, the last one in the output folder,
-    which is the default. Raises [`UsageError`] if training cannot resume from the folder."""
+    """The checkpoint folder that `--resume_from_checkpoint` names; `None` for the default, the last one in the output
+    folder, which `True` means too. Raises [`UsageError`] if training cannot resume from the folder."""
     chosen = str(args.resume_from_checkpoint or True)
     if chosen.lower() in ("true", "yes"):
         return None

@@ -3,6 +3,7 @@
 The checkpoint is selected on the validation split. The test split is measured once, at the end. A run that was cut
 off resumes from its last complete checkpoint, and a folder with another run is left unchanged."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -98,8 +99,10 @@ def _train(
         if checkpoint is not None:
             print(f"Resuming from {checkpoint}")
 
-    trainer = make_trainer(model, datasets, augmentation, args)
-    trainer.add_callback(RunFolderCallback(checkpoint, args.num_checkpoints))
+    trainer_args = copy.copy(args)
+    trainer_args.save_total_limit = None  # Trainer would also delete folders such as checkpoint-best
+    trainer = make_trainer(model, datasets, augmentation, trainer_args)
+    trainer.add_callback(RunFolderCallback(checkpoint, args.save_total_limit))
     progress = next((c for c in trainer.callback_handler.callbacks if isinstance(c, QuietProgressCallback)), None)
     try:
         output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
