@@ -7,6 +7,7 @@ import torch
 
 from modeling_vit_mnist.cli.errors import UsageError
 from modeling_vit_mnist.data.augmentation import AugmentationArguments, AugmentedDataset, draw_warps, warp_images
+from modeling_vit_mnist.data.images import ImageDataset
 from modeling_vit_mnist.training.initialization import build_model
 from modeling_vit_mnist.training.train import train
 from modeling_vit_mnist.training.trainer import count_epochs, make_trainer
@@ -139,6 +140,8 @@ def test_the_last_epochs_are_not_augmented(sample):
 def test_epochs_of_a_run_by_steps_are_counted(tmp_path):
     *_, args = arguments(tmp_path, "--max_steps=30")
     assert count_epochs(args, 1001) == pytest.approx(30 / 11)
+    *_, args = arguments(tmp_path, "--max_steps=30", "--dataloader_drop_last", "--gradient_accumulation_steps=3")
+    assert count_epochs(args, 1001) == pytest.approx(30 / 4)  # steps of 3, 3, 3 and 1 of the 10 whole batches
     *_, args = arguments(tmp_path, "--num_train_epochs=7")
     assert count_epochs(args, 1001) == 7
 
@@ -161,6 +164,45 @@ def test_a_killed_augmented_run_ends_bit_for_bit_the_same(tmp_path, monkeypatch)
     assert all(
         torch.equal(value, weights(tmp_path / "cut")[name]) for name, value in weights(tmp_path / "whole").items()
     )
+
+
+PERSISTENT = ["--dataloader_num_workers=2", "--dataloader_persistent_workers=True", "--dataloader_prefetch_factor=4"]
+
+
+@pytest.mark.parametrize("more", [[], ["--streaming"]], ids=str)
+def test_persistent_workers_train_the_same_weights(more, tmp_path, monkeypatch):
+    """They keep their copy of the dataset from their first epoch on, which is the second one of the resumed run."""
+    flags = [
+        "--max_translate=2", "--elastic_std=1", "--augment_until=0.75", "--eval_strategy=steps", "--eval_steps=6",
+        "--save_strategy=steps", "--save_steps=6", "--load_best_model_at_end=False", *more,
+    ]  # fmt: skip
+    train(*arguments(tmp_path / "alone", *flags))
+    train(*arguments(tmp_path / "workers", *flags, *PERSISTENT))
+    with monkeypatch.context() as patch:
+        stop_after(1.5, patch)
+        with pytest.raises(Stop):
+            train(*arguments(tmp_path / "resumed", *flags, *PERSISTENT))
+    train(*arguments(tmp_path / "resumed", *flags, *PERSISTENT))
+    for name, value in weights(tmp_path / "alone").items():
+        assert torch.equal(value, weights(tmp_path / "workers")[name])
+        assert torch.equal(value, weights(tmp_path / "resumed")[name])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_epoch_reaches_a_running_worker(method, sample):
+    if method not in torch.multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system does not {method}")
+    digits = AugmentedDataset(sample["train"].take(8), ALL, seed=0, num_epochs=2)
+    loader = torch.utils.data.DataLoader(
+        digits, 4, collate_fn=ImageDataset.collate, num_workers=1, persistent_workers=True,
+        multiprocessing_context=method,
+    )  # fmt: skip
+    for epoch in (0, 1, 2):  # the last one is not augmented
+        digits.set_epoch(epoch)
+        for batch, first in zip(loader, (0, 4), strict=True):
+            expected = digits.__getitems__(range(first, first + 4))["pixel_values"]
+            torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=0)
+    assert digits.is_over
 
 
 def test_validation_is_never_augmented(tmp_path, sample):

@@ -25,6 +25,9 @@ NATURAL = [
     "--optim=natural_gradient", "--learning_rate=0.05", "--warmup_steps=4", "--fisher_update_interval=6",
     "--fisher_batch_size=256", "--load_best_model_at_end=False", "--max_eval_samples=101",
 ]  # fmt: skip
+# The first 2 of 4 epochs are augmented. A worker of each process keeps its copy of the images for the whole run.
+WARPED = [*SGD, "--max_translate=2", "--max_rotation=10", "--elastic_std=1", "--augment_until=0.5"]
+WORKERS = ["--dataloader_num_workers=1", "--dataloader_persistent_workers=True"]
 # Trains with each list of flags, the last one by `run_train.py`, and saves the final weights of every process.
 SCRIPT = """
 import json, runpy, sys, torch
@@ -83,18 +86,19 @@ def test_two_processes_train_the_weights_of_one(tmp_path, monkeypatch):
     # Each process draws its own labels for the Fisher matrix. With the most probable labels instead, the matrix is the
     # same in one process and two.
     monkeypatch.setattr(torch, "multinomial", lambda probabilities, *_, **__: probabilities.argmax(1, keepdim=True))
-    for name, more in (("sgd", SGD), ("natural", NATURAL)):
+    for name, more in (("sgd", SGD), ("warped", WARPED), ("natural", NATURAL)):
         train(*parse_arguments(flags(tmp_path / name, 100, *more)))
     script, log = tmp_path / "script.py", tmp_path / "log"
     script.write_text(SCRIPT)
-    runs = [flags(tmp_path / f"{name}-two", 50, *more) for name, more in (("sgd", SGD), ("natural", NATURAL))]
+    two = (("sgd", SGD), ("warped", [*WARPED, *WORKERS]), ("natural", NATURAL))
+    runs = [flags(tmp_path / f"{name}-two", 50, *more) for name, more in two]
     with launch(log, script, json.dumps([str(ROOT / "run_train.py"), *runs])) as launcher:
         assert launcher.wait(timeout=600) == 0, log.read_text()
     out = log.read_text()
-    assert out.count("Total parameters: 1,850") == out.count("Test accuracy") == 2  # once per run
+    assert out.count("Total parameters: 1,850") == out.count("Test accuracy") == 3  # once per run
 
     # Float noise was 1.2e-7 with SGD, whose steps grow with the gradient, and 2.2e-5 with the natural gradient.
-    for name, noise in (("sgd", 1e-6), ("natural", 2e-4)):
+    for name, noise in (("sgd", 1e-6), ("warped", 1e-6), ("natural", 2e-4)):
         one, two = weights(tmp_path / name), weights(tmp_path / f"{name}-two")
         for key in one:
             if key.endswith(

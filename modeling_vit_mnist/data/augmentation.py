@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..cli.arguments import arg
 from ..cli.errors import UsageError
 from .images import ImageDataset
-from .streaming import ImageStream, iterate
+from .streaming import ImageStream, iterate, shared_epoch
 
 ELASTIC_GRID = 4
 
@@ -124,11 +124,15 @@ class _Augmented:
 
     def __init__(self, dataset: Any, args: AugmentationArguments, seed: int, num_epochs: float):
         self.dataset, self.args, self.seed, self.num_epochs = dataset, args, seed, num_epochs
-        self.set_epoch(0)
+        self._epoch = shared_epoch()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the warps. Data loaders call this at the start of an epoch."""
-        self.epoch = epoch
+        """Choose the warps, before the data loader is iterated over."""
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -142,12 +146,7 @@ class AugmentedDataset(_Augmented, torch.utils.data.Dataset):
     __doc__ = _Augmented.__doc__
 
     dataset: ImageDataset
-    warps: dict[str, torch.Tensor]
-
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != getattr(self, "epoch", None):
-            super().set_epoch(epoch)
-            self.warps = {} if self.is_over else draw_warps(self.args, len(self), (self.seed, epoch))
+    _drawn: tuple[int, dict[str, torch.Tensor]] = (-1, {})
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
@@ -157,9 +156,16 @@ class AugmentedDataset(_Augmented, torch.utils.data.Dataset):
         chosen = torch.as_tensor(indices)
         batch = self.dataset.select(chosen)
         images = batch.images
-        if self.warps:
-            images = warp_images(images, **{name: draws.index_select(0, chosen) for name, draws in self.warps.items()})
+        if warps := self._warps():
+            images = warp_images(images, **{name: draws.index_select(0, chosen) for name, draws in warps.items()})
         return {"pixel_values": self.dataset.processor.rescale_and_normalize(images), "labels": batch.labels}
+
+    def _warps(self) -> dict[str, torch.Tensor]:
+        """The warps of all images in this epoch. Each worker process draws them, when it first needs them."""
+        epoch = self.epoch
+        if epoch != self._drawn[0]:
+            self._drawn = epoch, {} if self.is_over else draw_warps(self.args, len(self), (self.seed, epoch))
+        return self._drawn[1]
 
 
 class AugmentedStream(_Augmented, torch.utils.data.IterableDataset):

@@ -71,7 +71,9 @@ class ImageStream(torch.utils.data.IterableDataset):
     limit: int | None = None
     num_images: int | None = None
     surveyed: Survey | None = None
-    epoch: int = 0
+
+    def __post_init__(self):
+        self._epoch = shared_epoch()
 
     def __len__(self) -> int:
         if self.num_images is None:
@@ -89,8 +91,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         return self.stream.features[self.columns[1]].dtype in TEXT
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the images. Data loaders call this at the start of an epoch."""
-        self.epoch = epoch
+        """Choose the order of the images, before the data loader is iterated over."""
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Single images: `pixel_values` (1, height, width) and `labels` ()."""
@@ -105,7 +107,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         if self.shuffle_seed is None:
             yield from self._read(None)
         else:
-            draw = np.random.default_rng((self.shuffle_seed, self.epoch))
+            draw = np.random.default_rng((self.shuffle_seed, int(self._epoch)))
             yield from _shuffle(self._read(draw), draw)
 
     def take(self, limit: int | None = None) -> ImageDataset:
@@ -232,6 +234,12 @@ class ImageStream(torch.utils.data.IterableDataset):
         if decoded.is_floating_point():
             decoded = decoded.mul(255).round().to(torch.uint8)
         return ImageDataset(decoded, chosen_classes, self.names, self.processor, self.source)
+
+
+def shared_epoch() -> torch.Tensor:
+    """The number of an epoch, 0, in memory that a dataset shares with its copies in data-loader workers. Persistent
+    workers keep their copies for the whole run, so they would never see another value."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
 
 
 def _shuffle(chunks: Iterator[ImageDataset], draw: np.random.Generator) -> Iterator[ImageDataset]:

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,17 @@ class EpochReportCallback(TrainerCallback):
                 f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}",
                 file=sys.stdout,
             )
+
+
+class DatasetEpochCallback(TrainerCallback):
+    """Tells the dataset which epoch begins. Data loaders of accelerate do not, if there are several processes."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch or 0))
 
 
 class ElapsedTimeCallback(TrainerCallback):
@@ -69,10 +81,6 @@ class FisherUpdateCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         for group in optimizer.param_groups:
             group["adam_steps"] = args.get_warmup_steps(state.max_steps)
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if isinstance(self.dataset, AugmentedDataset):
-            self.dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         warmup = args.get_warmup_steps(state.max_steps)

@@ -8,12 +8,19 @@ import transformers
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..cli.errors import UsageError
 from ..data.augmentation import AugmentationArguments, AugmentedDataset, AugmentedStream
 from ..data.images import ImageDataset
 from ..data.streaming import ImageStream
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import VitMnistTrainingArguments
-from .callbacks import ElapsedTimeCallback, EpochReportCallback, FisherUpdateCallback, QuietProgressCallback
+from .callbacks import (
+    DatasetEpochCallback,
+    ElapsedTimeCallback,
+    EpochReportCallback,
+    FisherUpdateCallback,
+    QuietProgressCallback,
+)
 from .compiled import compiled
 from .metrics import VitMnistMetric
 from .natural_gradient import NaturalGradient
@@ -23,6 +30,15 @@ FISHER_STREAM_IMAGES = 10_000  # a stream has no indices: the Fisher matrix is m
 
 class VitMnistTrainer(Trainer):
     """`Trainer` with plain Adam and the natural gradient. Its last two methods save a tenth of a step."""
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        """With `--dataloader_drop_last`, Trainer would leave images out of evaluations, too."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model=None):
@@ -71,7 +87,7 @@ def make_trainer(
         model=model, args=args, train_dataset=train, eval_dataset=datasets["validation"],
         data_collator=ImageDataset.collate, processing_class=datasets["train"].processor,
         compute_metrics=lambda output: {k: v for k, v in compute_metrics(output).items() if isinstance(v, float)},
-        callbacks=[ElapsedTimeCallback(), EpochReportCallback()],
+        callbacks=[DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback()],
     )  # fmt: skip
     if args.optim == "natural_gradient":
         trainer.add_callback(FisherUpdateCallback(drawn_from))
@@ -82,10 +98,18 @@ def make_trainer(
 
 
 def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
-    """Epochs of a run over `num_images` images, also if `--max_steps` sets its length."""
+    """Epochs of a run over `num_images` images, also if `--max_steps` sets its length. Raises [`UsageError`] if an
+    epoch has no batch."""
+    batch_size = args.train_batch_size * args.world_size
+    num_batches = num_images // batch_size if args.dataloader_drop_last else math.ceil(num_images / batch_size)
+    if num_batches == 0:
+        raise UsageError(
+            f"--dataloader_drop_last leaves no batch: there are {num_images:,} training images, and a batch has "
+            f"{batch_size:,}. Lower --per_device_train_batch_size."
+        )
     if args.max_steps < 1:
         return args.num_train_epochs
-    return args.max_steps / math.ceil(num_images / args.total_train_batch_size)
+    return args.max_steps / math.ceil(num_batches / args.gradient_accumulation_steps)
 
 
 def compute_metrics(output: transformers.EvalPrediction) -> dict[str, Any]:
