@@ -18,22 +18,37 @@ from .natural_gradient import per_sample_gradients
 
 
 class EpochReportCallback(TrainerCallback):
-    """Prints one line per evaluation."""
+    """Prints one line per evaluation, marked `best` if its metric is the best so far, by the rule of Trainer."""
 
     def __init__(self):
-        self.loss = float("nan")
+        self.loss: float | None = None  # logged since the last evaluation
+        self.selects = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.selects = False
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.selects = True  # Trainer does not select the evaluation of --eval_on_start
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
-            best = "  best" if metrics.get(f"eval_{args.metric_for_best_model}") == state.best_metric else ""
+            loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
+            best = "  best" if self.selects and self._is_best(args, state, metrics) else ""
             tqdm.write(
-                f"Epoch {state.epoch:5.1f} of {state.num_train_epochs}  loss {self.loss:.4f}  validation loss "
+                f"Epoch {state.epoch or 0:5.1f} of {state.num_train_epochs}  {loss}validation loss "
                 f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}",
                 file=sys.stdout,
             )
+        self.loss = None
+
+    @staticmethod
+    def _is_best(args, state, metrics: dict[str, float]) -> bool:
+        """Trainer decides after this callback whether it selects a checkpoint: an equal metric does not count."""
+        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+        return best is None or (value > best if args.greater_is_better else value < best)
 
 
 class DatasetEpochCallback(TrainerCallback):
