@@ -1,4 +1,4 @@
-"""What happens between steps: reports, times, progress bars, updates of the Fisher matrix."""
+"""What happens between steps: reports, times, progress bars, the last checkpoint, updates of the Fisher matrix."""
 
 import math
 import sys
@@ -60,6 +60,24 @@ class DatasetEpochCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class LastCheckpointCallback(TrainerCallback):
+    """Saves the weights of the last step with any save strategy: a failure after training does not lose them. They are
+    saved after the log and the evaluation of the last epoch, which a run that resumes there would miss."""
+
+    saved = 0
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and self.saved != state.global_step:
+            control.should_save = True
 
 
 class ElapsedTimeCallback(TrainerCallback):

@@ -19,6 +19,7 @@ from .callbacks import (
     ElapsedTimeCallback,
     EpochReportCallback,
     FisherUpdateCallback,
+    LastCheckpointCallback,
     QuietProgressCallback,
 )
 from .compiled import compiled
@@ -30,6 +31,13 @@ FISHER_STREAM_IMAGES = 10_000  # a stream has no indices: the Fisher matrix is m
 
 class VitMnistTrainer(Trainer):
     """`Trainer` with plain Adam and the natural gradient. Its last two methods save a tenth of a step."""
+
+    def _run_epoch(self, *args, **kwargs):
+        """A run that is resumed after its last step takes no further one. Trainer would, in the middle of an epoch."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
         """With `--dataloader_drop_last`, Trainer would leave images out of evaluations, too."""
@@ -87,7 +95,9 @@ def make_trainer(
         model=model, args=args, train_dataset=train, eval_dataset=datasets["validation"],
         data_collator=ImageDataset.collate, processing_class=datasets["train"].processor,
         compute_metrics=lambda output: {k: v for k, v in compute_metrics(output).items() if isinstance(v, float)},
-        callbacks=[DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback()],
+        callbacks=[
+            DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback(), LastCheckpointCallback(),
+        ],
     )  # fmt: skip
     if args.optim == "natural_gradient":
         trainer.add_callback(FisherUpdateCallback(drawn_from))
