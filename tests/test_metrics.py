@@ -60,3 +60,22 @@ def test_calibration_error_at_its_ends():
     certain = np.eye(2)[[0, 1, 0]]
     assert expected_calibration_error(certain, np.array([0, 1, 0])) == 0
     assert expected_calibration_error(certain, np.array([1, 0, 1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "says"),
+    [
+        ([], [], "at least one prediction"),
+        ([[np.nan, 1.0]], [0], "finite probabilities"),
+        ([[np.inf, 0.0]], [0], "finite probabilities"),
+        ([[-3.0, 4.0]], [0], "finite probabilities"),
+        ([[2.0, 5.0]], [0], "finite probabilities"),  # logits
+        ([[0.5, 0.5]], [2], "References must be classes from 0 to 1, got 2"),
+        ([[0.5, 0.5]], [-100], "References must be classes from 0 to 1, got -100"),
+        ([1, -1], [1, 1], "Predictions must be classes from 0, got -1"),
+        ([1, 1], [1, -100], "References must be classes from 0, got -100"),
+    ],
+)
+def test_what_is_no_class_is_refused(predictions, references, says):
+    with pytest.raises(ValueError, match=says):
+        VitMnistMetric().compute(predictions=predictions, references=references)

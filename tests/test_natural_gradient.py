@@ -149,7 +149,11 @@ def test_large_networks_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"damping": 0.0}, "damping must be positive, got 0"), ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)")],
+    [
+        ({"damping": 0.0}, "damping must be positive and finite, got 0"),
+        ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+    ],
 )
 def test_impossible_options_are_named(options, says):
     with pytest.raises(ValueError, match=says):
@@ -162,3 +166,22 @@ def test_a_step_before_the_first_update_is_refused():
     weight.grad = torch.ones(2)
     with pytest.raises(RuntimeError, match="update_fisher"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0])
+def test_a_diverged_matrix_is_refused(value):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = NaturalGradient([weight])
+    optimizer.update_fisher(torch.zeros(1, 3))
+    optimizer.state[weight]["fisher"] = torch.full((3, 3), value)
+    weight.grad = torch.ones(3)
+    with pytest.raises(FloatingPointError, match="the Fisher matrix is not finite and positive definite"):
+        optimizer.step()
+    assert not weight.any()
+
+
+def test_gradients_of_diverged_predictions_are_refused():
+    model = VitMnistForImageClassification(VitMnistConfig(attn_implementation="eager"))
+    torch.nn.init.constant_(model.head.bias, torch.inf)
+    with pytest.raises(FloatingPointError, match="predictions are not finite"):
+        per_sample_gradients(model, torch.zeros(2, 1, 28, 28), torch.Generator())

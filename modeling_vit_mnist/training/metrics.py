@@ -17,6 +17,8 @@ class VitMnistMetric(evaluate.Metric):
     - `confusion_matrix`: `classes` lists of `classes` counts, rows the references, columns the predictions;
     - `expected_calibration_error`, for probabilities only.
 
+    It raises `ValueError` for no images, classes out of range, and probabilities that do not sum to 1.
+
     `VitMnistMetric("accuracy")` returns one of these alone, which the bootstrap of `evaluate.evaluator` requires.
     """
 
@@ -28,10 +30,17 @@ class VitMnistMetric(evaluate.Metric):
             description=description, citation="", inputs_description=description, features=features
         )
 
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """As `evaluate.Metric.add_batch`, which fails on an empty batch without a reason."""
+        if predictions is not None and not len(predictions):
+            raise ValueError("The metrics need at least one prediction, got none.")
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
     def _compute(self, predictions, references) -> dict:
         from sklearn.metrics import confusion_matrix, f1_score
 
         predictions, references = np.asarray(predictions), np.asarray(references)
+        _check(predictions, references)
         probabilities = predictions if predictions.ndim == 2 else None
         classes = predictions if probabilities is None else probabilities.argmax(1)
         num_classes = 1 + max(classes.max(), references.max()) if probabilities is None else probabilities.shape[1]
@@ -50,6 +59,20 @@ class VitMnistMetric(evaluate.Metric):
         if self.config_name not in results:
             raise ValueError(f"The metric must be one of {', '.join(results)}, got {self.config_name!r}.")
         return {self.config_name: results[self.config_name]}
+
+
+def _check(predictions: np.ndarray, references: np.ndarray) -> None:
+    """Raise `ValueError` for values that the metrics would count as a class without a word."""
+    num_classes = np.inf
+    if predictions.ndim == 2:
+        num_classes = predictions.shape[1]
+        if not (predictions.min() >= 0 and np.allclose(predictions.sum(1), 1, atol=0.01)):
+            raise ValueError("Predictions must be classes, or finite probabilities that sum to 1 for each image.")
+    for name, classes in (("Predictions", predictions), ("References", references)):
+        outside = classes[(classes < 0) | (classes >= num_classes)]
+        if classes.ndim == 1 and outside.size:
+            limit = f"from 0 to {num_classes - 1}" if predictions.ndim == 2 else "from 0"
+            raise ValueError(f"{name} must be classes {limit}, got {outside[0]}.")
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray, bins: int = 15) -> float:

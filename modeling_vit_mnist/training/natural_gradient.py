@@ -4,6 +4,7 @@ The negative gradient is the direction of steepest descent per unit of change in
 gradient is that direction per unit of change in the predictions (Amari, 1998, "Natural Gradient Works Efficiently in
 Learning"). Adam scales each weight separately. The Fisher matrix also removes their correlations."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -33,6 +34,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     Raises:
         ValueError: a value out of range, several groups, or too many parameters.
+        FloatingPointError: in `step`, a matrix that is not finite and positive definite: the weights have diverged.
     """
 
     def __init__(
@@ -43,8 +45,8 @@ class NaturalGradient(torch.optim.Optimizer):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value:g}.")
         for name, value in (("lr", lr), ("damping", damping), ("max_step_norm", max_step_norm)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value:g}.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value:g}.")
         defaults = {
             "lr": lr, "momentum": momentum, "damping": damping, "fisher_decay": fisher_decay,
             "max_step_norm": max_step_norm, "adam_steps": adam_steps,
@@ -101,7 +103,10 @@ class NaturalGradient(torch.optim.Optimizer):
         if self.inverse is None:  # after an update or load_state_dict
             damped = state["fisher"].clone()
             damped.diagonal().add_(group["damping"])
-            self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+            try:
+                self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+            except torch.linalg.LinAlgError as error:
+                raise FloatingPointError("the Fisher matrix is not finite and positive definite") from error
         average = state.setdefault("exp_avg_natural", torch.zeros_like(gradient))
         average.lerp_(self.inverse @ gradient, 1 - group["momentum"])
         return average * (group["max_step_norm"] / (group["lr"] * average.norm())).clamp(max=1)
@@ -123,7 +128,8 @@ def per_sample_gradients(
         generator: Draws the labels, on the device of the model.
         chunk_size: Images per pass, which limits memory.
 
-    Returns a `torch.Tensor` of shape `(n, parameters)`, in the order of `model.parameters()`.
+    Returns a `torch.Tensor` of shape `(n, parameters)`, in the order of `model.parameters()`. Raises
+    `FloatingPointError` if a prediction is not finite.
     """
     parameters = {name: param.detach() for name, param in model.named_parameters()}
 
@@ -136,6 +142,8 @@ def per_sample_gradients(
     for images in pixel_values.split(chunk_size):
         with torch.no_grad():
             probabilities = model(images).logits.float().softmax(-1)
+        if not probabilities.isfinite().all():  # `multinomial` would end the use of a GPU
+            raise FloatingPointError("the model's predictions are not finite")
         labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         rows.append(torch.cat([g.flatten(1) for g in per_sample(parameters, images, labels).values()], dim=1))
     return torch.cat(rows)

@@ -1,8 +1,10 @@
 """transformers' `Trainer` for this model."""
 
+import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import Trainer
@@ -26,11 +28,25 @@ from .compiled import compiled
 from .metrics import VitMnistMetric
 from .natural_gradient import NaturalGradient
 
+logger = logging.getLogger(__name__)
+
 FISHER_STREAM_IMAGES = 10_000  # a stream has no indices: the Fisher matrix is measured on its first images
 
 
 class VitMnistTrainer(Trainer):
-    """`Trainer` with plain Adam and the natural gradient. Its last two methods save a tenth of a step."""
+    """`Trainer` with plain Adam and the natural gradient. It stops at the first number that is not finite. Its last
+    two methods save a tenth of a step."""
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`. Raises `FloatingPointError` if the loss or a weight is not finite: such weights are not
+        saved, and not selected."""
+        try:
+            return super().train(*args, **kwargs)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"Training stopped after step {self.state.global_step} with learning rate "
+                f"{self.args.learning_rate:g}: {error}. Lower --learning_rate."
+            ) from error
 
     def _run_epoch(self, *args, **kwargs):
         """A run that is resumed after its last step takes no further one. Trainer would, in the middle of an epoch."""
@@ -38,6 +54,32 @@ class VitMnistTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss:g}")
+        return loss
+
+    def prediction_step(self, *args, **kwargs):
+        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        for name, values in (("the loss", loss), ("a logit", logits)):
+            if values is not None and not values.isfinite().all():
+                raise FloatingPointError(f"{name} of an evaluation is not finite")
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._check_weights()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs) -> None:
+        self._check_weights()
+        super().save_model(*args, **kwargs)
+
+    def _check_weights(self) -> None:
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise FloatingPointError(f"the weight {name} is not finite")
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
         """With `--dataloader_drop_last`, Trainer would leave images out of evaluations, too."""
@@ -59,6 +101,12 @@ class VitMnistTrainer(Trainer):
             return NaturalGradient, {"params": params, "lr": args.learning_rate, "damping": args.damping}
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
 
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if warmup >= num_training_steps:
+            logger.warning("The warmup of %d steps is not over at the last step, %d.", warmup, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def get_decay_parameter_names(self, model) -> list[str]:
         """As in timm, the CLS token and the position embeddings do not decay."""
         names = super().get_decay_parameter_names(model)
@@ -66,7 +114,14 @@ class VitMnistTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Measured only if gradients are clipped. For the log alone it would take a tenth of a step."""
-        return super()._get_grad_norm(model, grad_norm=grad_norm) if self.args.max_grad_norm > 0 else None
+        if self.args.max_grad_norm <= 0:
+            return None
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if math.isfinite(norm):
+            return norm
+        if self.accelerator.scaler is not None:  # with fp16, a step that is skipped
+            return None
+        raise FloatingPointError(f"the norm of the gradients is {norm:g}")
 
     def floating_point_ops(self, inputs) -> int:
         """6 operations per weight and token. Trainer would count the parameters again at every step."""
@@ -123,6 +178,9 @@ def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
 
 
 def compute_metrics(output: transformers.EvalPrediction) -> dict[str, Any]:
-    """[`VitMnistMetric`] of logits of shape `(n, classes)` and labels `(n,)`."""
-    probabilities = torch.from_numpy(output.predictions).double().softmax(-1).numpy()
-    return VitMnistMetric(keep_in_memory=True).compute(predictions=probabilities, references=output.label_ids)
+    """[`VitMnistMetric`] of logits of shape `(n, classes)` and labels `(n,)`, or of lists of batches of them. Raises
+    `ValueError` if a logit is not finite."""
+    batches = output.predictions, output.label_ids
+    logits, labels = (np.concatenate(batch) if isinstance(batch, list) else batch for batch in batches)
+    probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
+    return VitMnistMetric(keep_in_memory=True).compute(predictions=probabilities, references=labels)
