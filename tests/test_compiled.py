@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification
+from modeling_vit_mnist.cli.errors import UsageError
 from modeling_vit_mnist.training import compiled as module
 from modeling_vit_mnist.training.arguments import IMAGES_WORTH_COMPILING, VitMnistTrainingArguments
 from modeling_vit_mnist.training.compiled import batch_last_forward, compiled, plain
@@ -295,10 +296,32 @@ def test_compiled_code_computes_the_same():
         ({}, IMAGES_WORTH_COMPILING - 1, False),
         ({"compile_training": "yes"}, 1, True),
         ({"compile_training": "no"}, 10**7, False),
-        ({"compile_training": "yes", "gradient_checkpointing": True}, 10**7, False),
-        ({"compile_training": "yes", "torch_compile": True}, 10**7, False),
+        ({"gradient_checkpointing": True}, 10**7, False),
+        ({"torch_compile": True}, 10**7, False),
+        ({"label_smoothing_factor": 0.1}, 10**7, False),
     ],
 )
 def test_compiling_is_for_long_runs(flags, images, expected, tmp_path):
     args = VitMnistTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **flags)
     assert args.should_compile(images) is expected
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"gradient_checkpointing": True},
+        {"torch_compile": True},
+        {"label_smoothing_factor": 0.1},
+        {"neftune_noise_alpha": 5},
+    ],
+    ids=str,
+)
+def test_compiling_that_would_not_happen_is_refused(flags, tmp_path):
+    with pytest.raises(UsageError, match=f"--compile_training yes cannot be combined with --{next(iter(flags))}"):
+        VitMnistTrainingArguments(output_dir=str(tmp_path), use_cpu=True, compile_training="yes", **flags)
+
+
+def test_compiling_on_another_device_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(VitMnistTrainingArguments, "device", torch.device("cuda"))
+    with pytest.raises(UsageError, match="cannot be combined with the device cuda"):
+        VitMnistTrainingArguments(output_dir=str(tmp_path), use_cpu=True, compile_training="yes")

@@ -1,14 +1,16 @@
 """Recipes and flags of `train`: values, inheritance, help, and messages on wrong usage."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 import torch
+import transformers
 
 from modeling_vit_mnist.cli.arguments import RENAMED
 from modeling_vit_mnist.cli.errors import UsageError
-from modeling_vit_mnist.training.arguments import parse_arguments
+from modeling_vit_mnist.training.arguments import REFUSED, parse_arguments
 from modeling_vit_mnist.training.initialization import build_model
 from modeling_vit_mnist.training.train import train
 from modeling_vit_mnist.training.trainer import VitMnistTrainer
@@ -225,6 +227,120 @@ def test_wrong_usage_gets_one_line_and_exit_code_2(argv, says, tmp_path, run_scr
     lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in done.err
     assert re.search(says, lines[0]), lines[0]
+
+
+NOT_SUPPORTED = [
+    "--accelerator_config={\"split_batches\": true}", "--auto_find_batch_size", "--batch_eval_metrics",
+    "--bf16_full_eval", "--dataloader_in_order=False", "--debug=underflow_overflow", "--deepspeed=zero2.json",
+    "--enable_jit_checkpoint", "--eval_use_gather_object", "--fp16_full_eval", "--fsdp=full_shard",
+    "--fsdp_config={\"min_num_params\": 1}", "--hub_always_push", "--hub_revision=x", "--hub_strategy=checkpoint",
+    "--ignore_data_skip", "--include_for_metrics=inputs", "--label_names=x", "--length_column_name=x",
+    "--optim_target_modules=all-linear", "--prediction_loss_only", "--remove_unused_columns", "--save_only_model",
+    "--use_cache", "--use_liger_kernel",
+]  # fmt: skip
+OUT_OF_RANGE = {
+    "learning_rate": ["-1", "0", "nan", "inf"], "num_train_epochs": ["nan", "inf", "-1"], "max_steps": ["0", "-2"],
+    "warmup_steps": ["nan", "-1"], "weight_decay": ["nan", "-1"], "adam_beta1": ["nan", "1.5"], "adam_beta2": ["-1"],
+    "adam_epsilon": ["nan", "-1"], "max_grad_norm": ["nan", "-1"], "label_smoothing_factor": ["nan", "-1", "1"],
+    "gradient_accumulation_steps": ["0"], "eval_accumulation_steps": ["0"], "logging_steps": ["0", "nan"],
+    "eval_steps": ["-5"], "save_steps": ["0"], "eval_delay": ["nan", "-1"], "seed": ["-1", "4294967296"],
+    "data_seed": ["-1"], "damping": ["nan", "0"], "final_damping": ["inf"], "fisher_batch_size": ["0"],
+    "dataloader_num_workers": ["-1"], "torch_empty_cache_steps": ["0"], "neftune_noise_alpha": ["nan"],
+    "layer_norm_eps": ["nan"], "hidden_dropout_prob": ["nan"], "initializer_range": ["inf"], "max_rotation": ["nan"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        *[(flag, f"{flag.split('=')[0]} .* is not supported: ") for flag in NOT_SUPPORTED],
+        *[(f"--{name}={value}", name) for name, values in OUT_OF_RANGE.items() for value in values],
+        ("--lr_scheduler_type=cosine_with_min_lr", "min_lr or min_lr_rate should be set"),
+        ("--lr_scheduler_type=warmup_stable_decay", "'num_decay_steps'"),
+        ('--lr_scheduler_kwargs={"min_lr": NaN}', "--lr_scheduler_kwargs must be finite"),
+        ('--lr_scheduler_kwargs={"power": 2}', "unexpected keyword argument 'power'"),
+        ("--lr_scheduler_kwargs=5", "with --lr_scheduler_kwargs 5: "),
+        ('--lr_scheduler_type=constant --lr_scheduler_kwargs={"min_lr":0}', "constant has no options"),
+        ("--optim=galore_adamw", "for large networks"),
+        ("--optim=grokadamw", "pip install grokadamw"),
+        ("--optim_args=momentum=0.9", "--optim adam: --optim_args momentum has no effect"),
+        ("--optim=sgd --optim_args=momentun=0.9", "--optim sgd: --optim_args momentun has no effect"),
+        ("--optim=natural_gradient --weight_decay=0.1", "natural_gradient has no weight decay"),
+        ("--optim=natural_gradient --activation_checkpointing", "natural_gradient needs --gradient_checkpointing no"),
+        ("--metric_for_best_model=f1", "one of accuracy, macro_f1, expected_calibration_error, loss, got f1"),
+        ("--metric_for_best_model=runtime", "got runtime"),
+        ("--report_to=clearml", "--report_to clearml needs a package that is missing: run pip install clearml"),
+        ("--report_to=nonsense", "--report_to must be one of .*tensorboard.*, got nonsense"),
+        ("--fp16", "--fp16 needs a GPU"),
+        ("--tf32=True", "--tf32 requires"),
+        ("--eval_strategy=no", "save and eval strategy to match"),
+        ("--eval_strategy=steps --save_strategy=steps --eval_steps=5 --save_steps=7", "round multiple"),
+        ("--dataloader_persistent_workers", "persistent_workers option needs num_workers > 0"),
+        ("--dataloader_prefetch_factor=2", "--dataloader_prefetch_factor can only be set"),
+        ("--dataloader_multiprocessing_context=fork", "multiprocessing_context can only be used"),
+        ("--train_sampling_strategy=group_by_length", "group_by_length is for texts"),
+        ("--train_sampling_strategy=batch_rebalance", "batch_rebalance is for texts"),
+        ("--streaming --dataloader_drop_last", "drop --dataloader_drop_last"),
+        ("--streaming --train_sampling_strategy=sequential", "--train_sampling_strategy"),
+        ("--ddp_backend=gloo", "--ddp_backend needs several processes"),
+        ("--compile_training=yes --torch_compile_mode=default", "cannot be combined with --torch_compile"),
+    ],
+)
+def test_what_training_cannot_obey_is_refused_before_the_work(flags, says, tmp_path):
+    with pytest.raises(UsageError) as refused:
+        arguments(tmp_path / "run", *re.split(" (?=--)", flags))
+    assert re.search(says, str(refused.value)) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("USE_FSDP", "true"), ("USE_DEEPSPEED", "true"), ("USE_MEGATRON_LM", "1"), ("USE_PARALLELISM_CONFIG", "true"),
+        ("DYNAMO_BACKEND", "INDUCTOR"), ("MIXED_PRECISION", "fp8"),
+    ],
+)  # fmt: skip
+def test_what_accelerate_is_asked_for_in_vain_is_refused(variable, value, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(UsageError, match=f"ACCELERATE_{variable}={value} is not supported"):
+        arguments(tmp_path / "run")
+
+
+def test_the_precision_of_accelerate_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert arguments(tmp_path)[-1].bf16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert not arguments(tmp_path)[-1].bf16
+
+
+def test_a_missing_reporter_is_named_before_the_data_is_loaded(tmp_path, monkeypatch, run_script):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    flags = ["--report_to=tensorboard", "--dataset_name=/nowhere", f"--output_dir={tmp_path / 'run'}"]
+    done = run_script("run_train.py", *flags)
+    assert done.code == 2 and not (tmp_path / "run").exists()
+    assert "--report_to tensorboard needs a package that is missing: run pip install " in done.err
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("accuracy", "max"), ("loss", "min"), ("expected_calibration_error", "min")]
+)
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_watches_the_metric_knows_its_direction(metric, mode, schedule, tmp_path):
+    flags = [f"--lr_scheduler_type={schedule}", f"--metric_for_best_model={metric}"]
+    args = training_arguments(*flags, f"--output_dir={tmp_path}")
+    assert args.lr_scheduler_kwargs["mode"] == mode and args.greater_is_better is (mode == "max")
+    trainer = VitMnistTrainer(model=torch.nn.Linear(1, 1), args=args, eval_dataset=[0])
+    assert trainer.create_scheduler(10, torch.optim.SGD(trainer.model.parameters(), lr=0.05)).mode == mode
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("5.23."), reason="lists the fields of transformers 5.23")
+def test_every_argument_of_transformers_is_accounted_for():
+    """Refused, read by this package, or tried in a test."""
+    names = ("test_recipes.py", "test_training.py", "test_distributed.py")
+    tests = "".join((ROOT / "tests" / name).read_text() for name in names)
+    package = "".join(path.read_text() for path in (ROOT / "modeling_vit_mnist").rglob("*.py"))
+    untried = {field.name for field in dataclasses.fields(transformers.TrainingArguments)} - set(REFUSED)
+    untried = {name for name in untried if f"--{name}" not in tests and name not in package}
+    assert untried == set()
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,24 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from transformers import TrainerCallback
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.data.images import ImageDataset
 from modeling_vit_mnist.training import compiled
 from modeling_vit_mnist.training import train as module
 from modeling_vit_mnist.training import trainer as trainer_module
 from modeling_vit_mnist.training.arguments import ModelArguments
+from modeling_vit_mnist.training.callbacks import EpochReportCallback
 from modeling_vit_mnist.training.initialization import build_model, whiten_patch_embed
 from modeling_vit_mnist.training.train import train
 
@@ -104,6 +109,41 @@ def test_the_facts_of_the_original_system_are_printed(tmp_path, run_script):
         assert line in done.out
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [
+            "--logging_strategy=steps", "--logging_steps=3", "--logging_first_step", "--eval_on_start",
+            "--eval_do_concat_batches=False", "--per_device_eval_batch_size=30", "--eval_accumulation_steps=2",
+            "--include_num_input_tokens_seen=yes", "--torch_empty_cache_steps=2", "--dataloader_pin_memory=True",
+            "--average_tokens_across_devices", "--logging_nan_inf_filter", "--log_level=error", "--local_rank=0",
+            "--log_level_replica=error", "--log_on_each_node=False", "--disable_tqdm=False",
+        ],
+        [
+            "--do_train", "--do_eval", "--do_predict", "--save_on_each_node", "--save_total_limit=1", "--run_name=x",
+            "--restore_callback_states_from_checkpoint", "--ddp_timeout=60", "--ddp_bucket_cap_mb=5", "--tf32=False",
+            "--full_determinism", "--dataloader_num_workers=1", "--dataloader_prefetch_factor=3", "--eval_delay=0.5",
+            "--metric_for_best_model=eval_accuracy", "--hub_strategy=end", "--label_names", "labels", "--project=x",
+            "--trackio_space_id=x", "--trackio_bucket_id=x", "--trackio_static_space_id=x", "--ddp_static_graph=True",
+            "--ddp_broadcast_buffers=True", "--skip_memory_metrics=False",
+        ],
+        ["--activation_checkpointing", '--activation_checkpointing_kwargs={"use_reentrant": false}'],
+        ["--gradient_checkpointing", '--gradient_checkpointing_kwargs={"use_reentrant": true}'],
+        ["--optim=adam", "--lr_scheduler_kwargs={\"min_lr\": 1e-5}", "--max_steps=16", "--data_seed=0"],
+    ],
+    ids=lambda flags: flags[0],
+)  # fmt: skip
+def test_arguments_that_decide_nothing_change_nothing(flags, finished, tmp_path):
+    try:
+        results = train(*arguments(tmp_path, *flags))
+    finally:  # of --full_determinism and --log_level
+        torch.use_deterministic_algorithms(False)
+        transformers.logging.set_verbosity_warning()
+    assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in weights(finished[0]).items())
+    assert results["test_confusion_matrix"] == finished[1]["test_confusion_matrix"]
+    assert results["test_loss"] == pytest.approx(finished[1]["test_loss"])
+
+
 def test_runs_are_reproducible_and_seeds_differ(finished, tmp_path):
     train(*arguments(tmp_path / "again"))
     train(*arguments(tmp_path / "other", "--seed=1"))
@@ -181,3 +221,169 @@ def test_fine_tuning_starts_from_the_checkpoint(finished, tmp_path):
     model = build_model(model_args, ["a", "b"])  # with the checkpoint's own hidden size
     assert model.config.id2label == {0: "a", 1: "b"} and model.head.weight.shape == (2, 8)
     assert torch.equal(model.vit.pos_embed, weights(finished[0])["vit.pos_embed"])
+
+
+DIVERGING = ["--learning_rate=1e30", "--warmup_steps=0"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--optim=adam"],
+        ["--optim=adamw_torch_fused", "--bf16"],
+        ["--optim=sgd", "--logging_nan_inf_filter", "--gradient_accumulation_steps=2"],
+        ["--optim=natural_gradient", "--warmup_steps=2", "--fisher_batch_size=100"],
+        ["--compile_training=yes", "--max_grad_norm=1"],
+        ["--label_smoothing_factor=0.1", "--streaming"],
+        ["--eval_strategy=no", "--save_strategy=no"],
+        ["--save_strategy=best", "--metric_for_best_model=loss"],
+    ],
+    ids=str,
+)
+def test_a_run_that_diverges_stops_at_once(flags, tmp_path, run_script, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    done = run_script("run_train.py", *QUICK, f"--output_dir={tmp_path / 'run'}", *DIVERGING, *flags)
+    assert done.code == 1
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    says = (
+        r"error: FloatingPointError: Training stopped after step 1 with learning rate 1e\+30: .*Lower --learning_rate."
+    )
+    assert len(errors) == 1 and re.fullmatch(says, errors[0])
+    assert "Traceback" not in done.err and "Epoch" not in done.out
+    assert not [*(tmp_path / "run").rglob("*.safetensors"), *(tmp_path / "run").glob("*_results.json")]
+
+
+KEEP_LAST = ["--save_strategy=no", "--load_best_model_at_end=False"]
+NO_EVALUATION = ["--eval_strategy=no", *KEEP_LAST]
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "flags", "says", "kept"),
+    [
+        (9, math.nan, [], "step 9 .*: the loss is nan", [4, 8]),
+        (8, math.nan, [], "step 8 .*: the weight head.bias is not finite", [4]),
+        (8, -math.inf, ["--save_strategy=best"], "step 8 .*: the weight head.bias is not finite", [4]),
+        (16, math.nan, NO_EVALUATION, "step 16 .*: the weight head.bias is not finite", []),
+        (15, math.nan, ["--max_grad_norm=1"], "step 15 .*: the loss is nan", [8, 12]),
+        (9, 1e25, ["--max_grad_norm=1"], "step 9 .*: the norm of the gradients is inf", [4, 8]),
+    ],
+)
+def test_the_last_good_checkpoint_is_kept(step, value, flags, says, kept, tmp_path, monkeypatch):
+    class Spoil(EpochReportCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == step:
+                if math.isfinite(value):  # then the loss is finite, too, but the gradients of the blocks are large
+                    model.head.weight.data.mul_(value)
+                else:
+                    model.head.bias.data[3] = value
+
+    monkeypatch.setattr(trainer_module, "EpochReportCallback", Spoil)
+    with pytest.raises(FloatingPointError, match=says):
+        train(*arguments(tmp_path, "--lr_scheduler_type=linear", *flags))
+    checkpoints = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert [int(path.name.split("-")[1]) for path in checkpoints] == kept
+    for path in checkpoints:
+        assert all(weight.isfinite().all() for weight in weights(path).values())
+        state = json.loads((path / "trainer_state.json").read_text(), parse_constant=pytest.fail)  # for NaN
+        assert 0 <= state["best_metric"] <= 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_evaluation_of_numbers_that_are_none_fails(value, tmp_path, sample):
+    *_, args = arguments(tmp_path)
+    model = build_model(ModelArguments(), DIGITS)
+    options = {"data_collator": ImageDataset.collate, "compute_metrics": trainer_module.compute_metrics}
+    trainer = trainer_module.VitMnistTrainer(model=model, args=args, eval_dataset=sample["validation"], **options)
+    model.head.register_forward_hook(lambda *_: torch.full((1, 10), value).expand(_[2].shape))
+    for measure in (trainer.evaluate, lambda: trainer.predict(sample["test"])):
+        with pytest.raises(FloatingPointError, match="of an evaluation is not finite"):
+            measure()
+    output = transformers.EvalPrediction(np.full((3, 10), value), np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="finite probabilities"):
+        trainer_module.compute_metrics(output)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "values"),
+    [
+        ([], "accuracy", [0.5, 0.5, 0.7, 0.6, 0.7, 0.8]),
+        (["--metric_for_best_model=eval_macro_f1"], "macro_f1", [0.5, 0.5, 0.7, 0.6]),
+        (["--metric_for_best_model=loss"], "loss", [2.0, 2.0, 1.0, 1.5, 0.5]),
+        (["--metric_for_best_model=expected_calibration_error"], "expected_calibration_error", [0.2, 0.3, 0.1]),
+        (["--greater_is_better=False"], "accuracy", [0.5, 0.4, 0.6]),
+    ],
+)
+@pytest.mark.parametrize("resumed_with", [None, 0.6])
+def test_evaluations_that_trainer_selects_are_marked(flags, name, values, resumed_with, tmp_path, sample, capsys):
+    *_, args = arguments(tmp_path, *flags)
+    model = build_model(ModelArguments(), DIGITS)
+    trainer = trainer_module.VitMnistTrainer(model=model, args=args, eval_dataset=sample["validation"])
+    trainer.state.best_metric = resumed_with
+    report, marks, selected = EpochReportCallback(), [], []
+    report.on_epoch_begin(args, trainer.state, None)
+    for value in values:
+        metrics = {"eval_loss": 1.0, "eval_accuracy": 0.1, f"eval_{name}": value}
+        report.on_evaluate(args, trainer.state, None, metrics=metrics)
+        marks.append(capsys.readouterr().out.rstrip().endswith("  best"))
+        selected.append(trainer._determine_best_metric(metrics, None))
+    assert marks == selected and (any(marks) or resumed_with)
+
+
+@pytest.mark.parametrize(
+    ("flags", "losses"),
+    [
+        (["--logging_strategy=no"], [False] * 4),
+        (["--eval_strategy=steps", "--eval_steps=2", *KEEP_LAST], [False, *[False, True] * 3, False]),
+        (["--eval_on_start"], [False, True, True, True, True]),
+    ],
+)  # fmt: skip
+def test_reports_show_the_loss_since_the_last_one_if_it_was_logged(flags, losses, tmp_path, capsys):
+    train(*arguments(tmp_path, *flags))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch ")]
+    assert [bool(re.search(r" of 4  loss \d", line)) for line in lines] == losses
+    assert "nan" not in "".join(lines)
+    if "--eval_on_start" in flags:
+        assert lines[0].startswith("Epoch   0.0") and "best" not in lines[0] and lines[1].endswith("best")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        NO_EVALUATION,
+        KEEP_LAST,
+        ["--eval_strategy=steps", "--eval_steps=16", "--save_strategy=best", "--greater_is_better=False"],
+        ["--save_strategy=steps", "--save_steps=7", "--load_best_model_at_end=False", "--save_total_limit=1"],
+        ["--max_steps=14"],
+    ],
+    ids=str,
+)
+def test_a_failure_after_training_does_not_cost_the_weights(flags, tmp_path, monkeypatch):
+    results = train(*arguments(tmp_path / "whole", *flags))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "measure", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(*arguments(tmp_path / "failed", *flags))
+    last = max((tmp_path / "failed").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert last.name == ("checkpoint-14" if "--max_steps=14" in flags else "checkpoint-16")
+    monkeypatch.setattr(trainer_module.VitMnistTrainer, "training_step", None)  # nothing is left to train
+    again = train(*arguments(tmp_path / "failed", *flags))
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(value, weights(tmp_path / "failed")[name]) for name, value in whole.items())
+    assert again["test_accuracy"] == results["test_accuracy"] and again["best_epoch"] == results["best_epoch"]
+
+
+def test_an_evaluation_counts_every_image_if_the_last_training_batch_is_dropped(tmp_path):
+    flags = ["--dataloader_drop_last", "--per_device_train_batch_size=150", "--per_device_eval_batch_size=30"]
+    results = train(*arguments(tmp_path, *flags))
+    assert json.loads((tmp_path / "history.json").read_text())["log_history"][-1]["step"] == 8  # 2 of 3 batches
+    assert np.sum(results["test_confusion_matrix"]) == results["test_samples"] == 100
+
+
+def test_a_rate_below_the_least_of_the_original_does_not_rise(tmp_path):
+    *_, args = arguments(tmp_path, "--learning_rate=1e-6")
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-6}
+
+
+def test_a_warmup_without_an_end_is_reported(tmp_path, caplog):
+    train(*arguments(tmp_path, "--warmup_steps=16"))
+    assert "The warmup of 16 steps is not over at the last step, 16." in caplog.messages
