@@ -324,7 +324,7 @@ def edited(tmp_path, checkpoint):
         ({"pretrained_cfg__label_names": ["a", "b"]}, "do not match a ViT classifier"),
         ({"architecture": "vit_base_patch16_clip_224"}, "the architecture 'vit_base_patch16_clip_224'"),
         ({"architecture": "deit3_small_patch16_224"}, "the architecture 'deit3_small_patch16_224'"),
-        ({"pretrained_cfg__mean": None}, "normalizes colors differently"),
+        ({"pretrained_cfg__mean": None}, "image_mean must be a finite number"),
         ({"pretrained_cfg__crop_pct": None}, "crops images .*0.875"),
         ({"pretrained_cfg__crop_mode": "border"}, "crops images .*border"),
         ({"pretrained_cfg__interpolation": "random"}, "Cannot convert interpolation='random'"),
@@ -387,7 +387,7 @@ def test_a_model_that_timm_has_saved_gives_the_same_logits(tmp_path, options):
     [
         ({"preprocessor_config": {"do_center_crop": True}}, "Cannot convert do_center_crop=True"),
         ({"preprocessor_config": {"rescale_offset": True}}, "Cannot convert rescale_offset=True"),
-        ({"preprocessor_config": {"image_mean": [0.1, 0.2, 0.3]}}, "normalizes colors differently"),
+        ({"preprocessor_config": {"image_mean": [0.1, 0.2, 0.3]}}, "image_mean must be a finite number"),
         ({"preprocessor_config": {"size": None}}, "its processor makes images of 224x224, the model takes 28x28"),
         ({"preprocessor_config": {"image_std": [0.0] * 3}}, "image_std must be a positive"),
         ({"preprocessor_config": {"image_std": [float("nan")] * 3}}, "NaN is no number"),

@@ -317,7 +317,7 @@ def test_a_missing_reporter_is_named_before_the_data_is_loaded(tmp_path, monkeyp
     flags = ["--report_to=tensorboard", "--dataset_name=/nowhere", f"--output_dir={tmp_path / 'run'}"]
     done = run_script("run_train.py", *flags)
     assert done.code == 2 and not (tmp_path / "run").exists()
-    assert "--report_to tensorboard needs a package that is missing: run pip install " in done.err
+    assert "--report_to tensorboard needs a package that is missing: run pip install 'vit-mnist[logging]'." in done.err
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from .compiled import plain
 from .initialization import build_model, whiten_patch_embed
 from .natural_gradient import MAX_PARAMETERS
 from .run_folder import RESULTS_FILE, RUN_FILE, RunFolderCallback, close_run, describe_run, prepare_output_dir
-from .trainer import VitMnistTrainer, compute_metrics, make_trainer
+from .trainer import VitMnistTrainer, compute_metrics, count_epochs, make_trainer
 
 
 def train(
@@ -69,6 +69,7 @@ def _train(
     set_seed(args.seed)
     with args.main_process_first(desc="dataset"):
         datasets = load_data(model_args, data_args, args)
+    count_epochs(args, len(datasets["train"]))  # raises if an epoch has no batch
     if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
         raise UsageError(
             "Refusing to push: this run uses the bundled 5,000-image sample. Pass --dataset_name for all of MNIST, or "
