@@ -41,7 +41,7 @@ def test_every_file_it_names_exists():
 
 
 def test_every_training_command_parses(monkeypatch):
-    integrations = "modeling_vit_mnist.training.arguments.get_available_reporting_integrations"
+    integrations = "modeling_vit_mnist.training.refusals.get_available_reporting_integrations"
     monkeypatch.setattr(integrations, lambda: ["tensorboard"])
     found = [command for command in commands() if "run_train.py" in command]
     assert len(found) >= 6

@@ -10,8 +10,9 @@ import transformers
 
 from modeling_vit_mnist.cli.arguments import RENAMED
 from modeling_vit_mnist.cli.errors import UsageError
-from modeling_vit_mnist.training.arguments import REFUSED, parse_arguments
+from modeling_vit_mnist.training.arguments import parse_arguments
 from modeling_vit_mnist.training.initialization import build_model
+from modeling_vit_mnist.training.refusals import REFUSED
 from modeling_vit_mnist.training.train import train
 from modeling_vit_mnist.training.trainer import VitMnistTrainer
 

@@ -1,72 +1,29 @@
 """Arguments of a training run: network, data, augmentation, and transformers' `TrainingArguments`."""
 
 import dataclasses
-import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import validate_repo_id
-from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers import TrainingArguments
 
 from ..cli.arguments import RecipeParser, arg
 from ..cli.assets import asset
-from ..cli.errors import EXTRAS, UsageError
+from ..cli.errors import UsageError
 from ..configuration_vit_mnist import VitMnistConfig
 from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
+from . import refusals
+from .refusals import METRICS, OWN_OPTIMIZERS
 
-OWN_OPTIMIZERS = ("adam", "natural_gradient")
 # Flags of Trainer that --help shows besides those with a default of ours.
 COMMON_FLAGS = ("bf16", "report_to", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
 # Compilation takes as long as it saves over this many images.
 IMAGES_WORTH_COMPILING = 2_000_000
-# What an evaluation measures, and whether more is better.
-METRICS = {"accuracy": True, "macro_f1": True, "expected_calibration_error": False, "loss": False}
-
-SHARDED = "this network fits on any device, and several processes train copies of it"
-# Arguments of transformers that this training cannot obey, and why. Any value but the default is refused.
-REFUSED = {
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), SHARDED),
-    **dict.fromkeys(("hub_always_push", "hub_strategy"), "--push_to_hub pushes the finished model, once"),
-    "hub_revision": "--push_to_hub pushes to the main branch",
-    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "it would round the weights that are saved: use --bf16"),
-    **dict.fromkeys(("liger_kernel_config", "use_liger_kernel"), "there is no Liger kernel for this network"),
-    "accelerator_config": "set the batches with --per_device_train_batch_size and --gradient_accumulation_steps",
-    "auto_find_batch_size": "another batch size is another run: set --per_device_train_batch_size",
-    "batch_eval_metrics": "the metrics need all predictions at once",
-    "dataloader_in_order": "the order of the images would depend on chance",
-    "debug": "training stops by itself at the first number that is not finite",
-    "enable_jit_checkpoint": "a stopped run resumes from its last checkpoint: set --save_steps",
-    "eval_use_gather_object": "all predictions are tensors",
-    "ignore_data_skip": "a resumed run would see some images twice and others never",
-    "include_for_metrics": "the metrics read predictions and labels only",
-    "label_names": "the labels of a batch are always called labels",
-    "length_column_name": "images have no length",
-    "optim_target_modules": "it belongs to optimizers for large networks",
-    "prediction_loss_only": "the results hold metrics of the predictions",
-    "remove_unused_columns": "batches have no columns",
-    "save_only_model": "a stopped run could not resume from such a checkpoint",
-    "use_cache": "an image classifier has no cache",
-}
-OBEYED = ("end", ["labels"])  # values of `hub_strategy` and `label_names`
-# `accelerate launch` asks for the same by variables that begin with ACCELERATE_.
-REFUSED_VARIABLES = {
-    **dict.fromkeys(("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"), SHARDED),
-    "DYNAMO_BACKEND": "set dynamo_backend to no, and pass --compile_training yes or --torch_compile",
-}
-POSITIVE = (
-    "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "logging_steps", "eval_steps", "save_steps", "eval_accumulation_steps", "damping", "final_damping",
-    "fisher_update_interval", "fisher_batch_size",
-)  # fmt: skip
-NOT_NEGATIVE = ("weight_decay", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "eval_delay")
 
 
 @dataclass
@@ -94,28 +51,12 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        _check_finite(self)
+        refusals.check_finite(self)
 
     def config_fields(self) -> dict[str, Any]:
         """The fields of [`VitMnistConfig`] that were set."""
         known = VitMnistConfig.__dataclass_fields__
         return {name: value for name, value in vars(self).items() if value is not None and name in known}
-
-
-def _check_finite(arguments: object) -> None:
-    for name, value in vars(arguments).items():
-        for number in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UsageError(f"--{name} must be finite, got {value}.")
-
-
-@contextmanager
-def _naming(flags: str) -> Iterator[None]:
-    """Turn any exception into a [`UsageError`] of one line that begins with `flags`."""
-    try:
-        yield
-    except Exception as error:
-        raise UsageError(flags + " ".join(str(error).split())) from error
 
 
 def _trainer_field(name: str, default: Any) -> Any:
@@ -163,8 +104,8 @@ class VitMnistTrainingArguments(TrainingArguments):
     push_sample_model: bool = arg(False, "Allow --push_to_hub for a model trained on the bundled 5,000-image sample.")
 
     def __post_init__(self):
-        self._refuse()
-        self._check_ranges()
+        refusals.refuse_arguments(self)
+        refusals.check_ranges(self)
         self.wants_push = self.push_to_hub
         self.push_to_hub = False  # Trainer would push incomplete folders. We push once, at the end.
         if self.lr_scheduler_type == "cosine_warmup_with_min_lr" and not self.lr_scheduler_kwargs:
@@ -184,99 +125,13 @@ class VitMnistTrainingArguments(TrainingArguments):
             self.greater_is_better = METRICS[metric]
         # transformers accepts only the names it knows.
         asked, self.optim = self.optim, "adamw_torch" if self.optim in OWN_OPTIMIZERS else self.optim
-        with _naming(""):
+        with refusals.naming(""):
             super().__post_init__()
         self.optim = asked if asked in OWN_OPTIMIZERS else self.optim
-        self._check_combinations()
-        self._try_out()
+        refusals.check_combinations(self)
+        refusals.try_out(self)
         if self.wants_push:
             validate_repo_id(self.repo_id)
-
-    def _refuse(self) -> None:
-        for name, reason in REFUSED.items():
-            default, value = self.__dataclass_fields__[name].default, getattr(self, name)
-            if value not in (default, None, "", [], *OBEYED):
-                raise UsageError(f"--{name} {value} is not supported: {reason}.")
-        for name, reason in REFUSED_VARIABLES.items():
-            if (value := os.environ.get(f"ACCELERATE_{name}", "")).lower() not in ("", "no", "false", "0"):
-                raise UsageError(f"ACCELERATE_{name}={value} is not supported: {reason}.")
-        if self.ddp_backend and "RANK" not in os.environ:
-            raise UsageError("--ddp_backend needs several processes: start with accelerate launch or torchrun.")
-
-    def _check_ranges(self) -> None:
-        _check_finite(self)
-        for name in POSITIVE:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UsageError(f"--{name} must be positive, got {value:g}.")
-        for name in NOT_NEGATIVE:
-            if (value := getattr(self, name)) < 0:
-                raise UsageError(f"--{name} must not be negative, got {value:g}.")
-        for name in ("seed", "data_seed"):
-            if (value := getattr(self, name)) is not None and not 0 <= value < 2**32:
-                raise UsageError(f"--{name} must lie between 0 and 2**32 - 1, got {value}.")
-
-    def _check_combinations(self) -> None:
-        """Raise [`UsageError`] for what would be ignored or fail later, and for a package that is missing."""
-        _check_finite(self)  # by now, `lr_scheduler_kwargs` is a dictionary
-        optim, schedule = getattr(self.optim, "value", self.optim), SchedulerType(self.lr_scheduler_type).value
-        sampling, obstacle = self.train_sampling_strategy, self._obstacle_to_compiling()
-        natural, smoothing = optim == "natural_gradient", self.label_smoothing_factor
-        steps, epochs, betas = self.max_steps, self.num_train_epochs, (self.adam_beta1, self.adam_beta2)
-        wrong = {
-            f"--max_steps must be positive, or -1 for --num_train_epochs, got {steps}": steps == 0 or steps < -1,
-            f"--num_train_epochs must be positive, got {epochs:g}": steps == -1 and epochs <= 0,
-            f"--adam_beta1 and --adam_beta2 must lie in [0, 1), got {betas}": min(betas) < 0 or max(betas) >= 1,
-            f"--label_smoothing_factor must be below 1, got {smoothing:g}": smoothing >= 1,
-            "--fp16 needs a GPU: pass --bf16 on a CPU": self.fp16 and self.device.type == "cpu",
-            f"--compile_training yes cannot be combined with {obstacle}": self.compile_training == "yes" and obstacle,
-            f"--optim {optim} is for large networks": optim.startswith(("apollo", "galore", "lomo", "adalomo")),
-            f"--optim {optim} has no weight decay": natural and self.weight_decay,
-            f"--optim {optim} needs --gradient_checkpointing no": natural and self.gradient_checkpointing,
-            f"--lr_scheduler_type {schedule} has no options": self.lr_scheduler_kwargs and "constant" in schedule,
-            f"--train_sampling_strategy {sampling} is for texts: use random": sampling not in ("random", "sequential"),
-        }
-        for message, is_so in wrong.items():
-            if is_so:
-                raise UsageError(f"{message}.")
-        available = get_available_reporting_integrations()
-        for name in self.report_to:
-            if name not in INTEGRATION_TO_CALLBACK:
-                raise UsageError(f"--report_to must be one of {', '.join(INTEGRATION_TO_CALLBACK)}, got {name}.")
-            if name not in available:
-                package = f"'vit-mnist[{EXTRAS[name]}]'" if name in EXTRAS else name
-                raise UsageError(f"--report_to {name} needs a package that is missing: run pip install {package}.")
-
-    def _obstacle_to_compiling(self) -> str | None:
-        if self.device.type != "cpu":
-            return f"the device {self.device.type}: it is for a CPU"
-        names = "torch_compile", "gradient_checkpointing", "label_smoothing_factor", "neftune_noise_alpha"
-        return next((f"--{name}" for name in names if getattr(self, name)), None)
-
-    def _try_out(self) -> None:
-        """Make an optimizer, a schedule and a data loader. Raises [`UsageError`] for options that they refuse."""
-        steps, schedule = max(self.max_steps, 100), SchedulerType(self.lr_scheduler_type).value
-        kind: Any = torch.optim.Adam
-        options: Any = {"betas": (self.adam_beta1, self.adam_beta2), "eps": self.adam_epsilon}
-        with _naming(f"--optim {getattr(self.optim, 'value', self.optim)}: "):
-            if self.optim not in OWN_OPTIMIZERS:
-                kind, options = Trainer.get_optimizer_cls_and_kwargs(self)
-            optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
-            names = {item.partition("=")[0].strip() for item in (self.optim_args or "").split(",")} - {""}
-            if unknown := sorted(names - options.keys()):
-                raise ValueError(f"--optim_args {unknown[0]} has no effect")
-        with _naming(f"--lr_scheduler_type {schedule} with --lr_scheduler_kwargs {self.lr_scheduler_kwargs}: "):
-            options = self.lr_scheduler_kwargs or {}
-            if schedule in ("reduce_lr_on_plateau", "greedy"):  # they watch the metric, by default for a fall
-                options = self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min"} | options
-            get_scheduler(schedule, optimizer, self.get_warmup_steps(steps), steps, options)
-        with _naming("--dataloader_num_workers and its options: "):
-            torch.utils.data.DataLoader(
-                torch.utils.data.TensorDataset(torch.zeros(1)),
-                num_workers=self.dataloader_num_workers,
-                prefetch_factor=self.dataloader_prefetch_factor,
-                persistent_workers=self.dataloader_persistent_workers,
-                multiprocessing_context=self.dataloader_multiprocessing_context,
-            )
 
     @property
     def repo_id(self) -> str:
@@ -290,7 +145,7 @@ class VitMnistTrainingArguments(TrainingArguments):
 
     def should_compile(self, num_images: float) -> bool:
         """Whether to compile the training pass of a run over `num_images`, counting each image in every epoch."""
-        if self._obstacle_to_compiling():
+        if refusals.obstacle_to_compiling(self):
             return False
         pays = num_images >= IMAGES_WORTH_COMPILING
         return self.compile_training == "yes" or (self.compile_training == "auto" and pays)
