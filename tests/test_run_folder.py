@@ -302,6 +302,8 @@ def test_the_best_checkpoint_is_found_in_a_folder_that_has_moved(finished, tmp_p
 def test_without_selection_the_last_epoch_is_reported(tmp_path):
     results = train(*arguments(tmp_path / "run", "--load_best_model_at_end=no", "--learning_rate=0.5"))
     assert results["best_epoch"] == 4
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "weights of the last step" in card and "measured after 4;" in card and "was best" not in card
 
 
 def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
