@@ -179,6 +179,11 @@ class VitMnistConfig(PreTrainedConfig):
         """All names of the settings of this model, without those of every model."""
         return [*VitMnistConfig.__annotations__, *cls.attribute_map, "mlp_ratio", "num_labels", *LABELS]
 
+    def to_diff_dict(self):
+        # transformers leaves out the names LABEL_0 and LABEL_1, its default. Ours is ten digits.
+        record = self.to_dict()
+        return super().to_diff_dict() | {name: record[name] for name in LABELS}
+
     @property
     def mlp_ratio(self) -> float:
         """Width of the MLP's hidden layer over `hidden_size` (timm's name)."""

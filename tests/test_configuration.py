@@ -132,6 +132,17 @@ def test_names_of_classes_are_completed_and_ordered(names, tmp_path):
         assert config.label2id == {"cat": 0, "dog": 1, "eel": 2} and config.num_labels == 3
 
 
+@pytest.mark.parametrize("num_labels", [1, 2, 3, 10])
+def test_names_that_no_one_gave_are_saved(num_labels, tmp_path):
+    """transformers' own default, two classes named LABEL_0 and LABEL_1, is not the default here."""
+    config = VitMnistConfig(num_labels=num_labels)
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).id2label == config.id2label and config.num_labels == num_labels
+    model = VitMnistForImageClassification(config)
+    model.save_pretrained(tmp_path)
+    assert VitMnistForImageClassification.from_pretrained(tmp_path).head.out_features == num_labels
+
+
 def test_more_than_ten_names_keep_their_order_in_json_of_other_programs(tmp_path):
     letters = {index: f"class {index}" for index in range(26)}
     VitMnistConfig(id2label=letters).save_pretrained(tmp_path)
