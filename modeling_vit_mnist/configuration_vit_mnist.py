@@ -106,12 +106,16 @@ class VitMnistConfig(PreTrainedConfig):
     qkv_bias: bool = True
     initializer: Literal["xavier_uniform", "trunc_normal"] = "xavier_uniform"
     initializer_range: float | int = 0.5
+    # transformers does not check the types of its own fields.
+    id2label: dict | None = None
+    label2id: dict | None = None
 
     def __new__(cls, *args, **kwargs):
         # `__post_init__` cannot tell a value that was passed from a default.
         for alias, name in cls.attribute_map.items():
-            if len({kwargs[key] for key in (name, alias) if kwargs.get(key) is not None}) > 1:
-                raise ValueError(f"{name}={kwargs[name]} contradicts {alias}={kwargs[alias]}: pass one of them.")
+            value, other = kwargs.get(name), kwargs.get(alias)
+            if value is not None and other is not None and value != other:
+                raise ValueError(f"{name}={value} contradicts {alias}={other}: pass one of them.")
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs):
@@ -135,8 +139,8 @@ class VitMnistConfig(PreTrainedConfig):
         if num_labels not in (None, self.num_labels):
             raise ValueError(f"num_labels={num_labels} contradicts the {self.num_labels} names of the classes.")
 
-        if mlp_ratio is not None and not 0 < mlp_ratio < float("inf"):
-            raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio}.")
+        if mlp_ratio is not None and not (isinstance(mlp_ratio, (int, float)) and 0 < mlp_ratio < float("inf")):
+            raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio!r}.")
         if self.intermediate_size is None:
             self.intermediate_size = round(self.hidden_size * (2 if mlp_ratio is None else mlp_ratio))
         if mlp_ratio is not None and not abs(self.hidden_size * mlp_ratio - self.intermediate_size) < 1e-6:
@@ -157,8 +161,8 @@ class VitMnistConfig(PreTrainedConfig):
         if key == "id2label" and value is not None:
             value = _in_order(value)
             super().__setattr__("label2id", {name: index for index, name in value.items()})
-        elif key == "label2id" and value is not None:  # ids may be text
-            value = {name: int(index) if str(index).isdigit() else index for name, index in value.items()}
+        elif key == "label2id" and value is not None:  # ids may be text, and names numbers
+            value = {str(name): int(index) if str(index).isdigit() else index for name, index in value.items()}
         super().__setattr__(key, value)
 
     @classmethod
@@ -177,7 +181,7 @@ class VitMnistConfig(PreTrainedConfig):
     @classmethod
     def _settings(cls) -> list[str]:
         """All names of the settings of this model, without those of every model."""
-        return [*VitMnistConfig.__annotations__, *cls.attribute_map, "mlp_ratio", "num_labels", *LABELS]
+        return [*VitMnistConfig.__annotations__, *cls.attribute_map, "mlp_ratio", "num_labels"]
 
     def to_diff_dict(self):
         # transformers leaves out the names LABEL_0 and LABEL_1, its default. Ours is ten digits.

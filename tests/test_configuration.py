@@ -62,6 +62,13 @@ def test_mlp_is_twice_the_width_by_default():
         ("embed_dim", True, "hidden_size.*expected int, got bool"),
         ("mlp_ratio", 1.3, r"got 8 \* 1.3 and 10"),
         ("mlp_ratio", float("nan"), "mlp_ratio must be a positive number, got nan"),
+        ("mlp_ratio", "2", "mlp_ratio must be a positive number, got '2'"),
+        ("mlp_ratio", [2], r"mlp_ratio must be a positive number, got \[2\]"),
+        ("depth", [2], "num_hidden_layers.*expected int, got list"),
+        ("id2label", ["a", "b"], "id2label.*list"),
+        ("id2label", "ab", "id2label.*str"),
+        ("label2id", ["a", "b"], "label2id.*list"),
+        ("label2id", 3, "label2id.*int"),
         ("hiden_size", 16, "Unknown setting 'hiden_size': did you mean 'hidden_size'?"),
         ("num_layers", 4, "Unknown setting 'num_layers': did you mean"),
         ("id2label", {0: "a", 2: "b"}, "classes 0 to n - 1 to different names, got {0: 'a', 2: 'b'}"),
@@ -130,6 +137,16 @@ def test_names_of_classes_are_completed_and_ordered(names, tmp_path):
     ):
         assert list(config.id2label.items()) == [(0, "cat"), (1, "dog"), (2, "eel")]
         assert config.label2id == {"cat": 0, "dog": 1, "eel": 2} and config.num_labels == 3
+
+
+@pytest.mark.parametrize("fields", [("id2label",), ("label2id",), ("id2label", "label2id")])
+def test_names_of_classes_may_be_numbers(fields, tmp_path):
+    names = dict.fromkeys(fields, {index: index for index in range(3)})
+    VitMnistConfig().save_pretrained(tmp_path)
+    for config in (VitMnistConfig(**names), AutoConfig.from_pretrained(tmp_path, **names)):
+        assert (config.id2label, config.label2id) == ({0: "0", 1: "1", 2: "2"}, {"0": 0, "1": 1, "2": 2})
+    config.label2id = {0: 0, 1: 1, 2: 2}
+    config.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3, 10])
