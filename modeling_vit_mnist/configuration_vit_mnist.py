@@ -18,6 +18,12 @@ AUTO_MAP = {
 }
 
 LABELS = ("id2label", "label2id")
+# Names in other libraries that similarity alone does not find, or takes for another setting.
+SYNONYMS = {
+    "num_layers": "num_hidden_layers", "n_layers": "num_hidden_layers", "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads", "nb_classes": "num_labels", "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}  # fmt: skip
 
 
 def refuse_misspelled(names: Iterable[str], known: Iterable[str]) -> None:
@@ -25,9 +31,10 @@ def refuse_misspelled(names: Iterable[str], known: Iterable[str]) -> None:
     transformers: its other versions, and other programs, have settings of their own."""
     known = list(known)
     for name in names:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if name not in known else []
-        if near:
-            raise ValueError(f"Unknown setting {name!r}: did you mean {near[0]!r}?")
+        # 0.86 separates misspellings, such as `do_centre`, from other settings, such as `do_grayscale`.
+        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.86)), None)
+        if name not in known and meant in known:
+            raise ValueError(f"Unknown setting {name!r}: did you mean {meant!r}?")
 
 
 def _in_order(id2label: dict) -> dict[int, str]:

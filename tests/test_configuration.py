@@ -70,7 +70,10 @@ def test_mlp_is_twice_the_width_by_default():
         ("label2id", ["a", "b"], "label2id.*list"),
         ("label2id", 3, "label2id.*int"),
         ("hiden_size", 16, "Unknown setting 'hiden_size': did you mean 'hidden_size'?"),
-        ("num_layers", 4, "Unknown setting 'num_layers': did you mean"),
+        ("num_layers", 4, "Unknown setting 'num_layers': did you mean 'num_hidden_layers'?"),
+        ("n_head", 4, "Unknown setting 'n_head': did you mean 'num_attention_heads'?"),
+        ("n_heads", 4, "Unknown setting 'n_heads': did you mean 'num_heads'?"),
+        ("hidden_dropout", 0.1, "Unknown setting 'hidden_dropout': did you mean 'hidden_dropout_prob'?"),
         ("id2label", {0: "a", 2: "b"}, "classes 0 to n - 1 to different names, got {0: 'a', 2: 'b'}"),
         ("id2label", {0: "a", 1: "a"}, "to different names, got {0: 'a', 1: 'a'}"),
         ("id2label", {"zero": "a"}, "to different names, got {'zero': 'a'}"),
@@ -184,7 +187,7 @@ def test_loading_replaces_what_was_saved(tmp_path):
 
 
 def test_settings_of_other_programs_are_loaded(tmp_path):
-    config = VitMnistConfig(color="red")
+    config = VitMnistConfig(color="red", pos_drop_rate=0.1, num_kv_heads=2)  # neither is a misspelled setting
     config.layer_norm_epsilon = 1.0  # transformers' own tests set it for any model
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
