@@ -144,7 +144,7 @@ def test_names_of_classes_are_completed_and_ordered(names, tmp_path):
 
 @pytest.mark.parametrize("fields", [("id2label",), ("label2id",), ("id2label", "label2id")])
 def test_names_of_classes_may_be_numbers(fields, tmp_path):
-    names = dict.fromkeys(fields, {index: index for index in range(3)})
+    names = {field: {index: index for index in range(3)} for field in fields}
     VitMnistConfig().save_pretrained(tmp_path)
     for config in (VitMnistConfig(**names), AutoConfig.from_pretrained(tmp_path, **names)):
         assert (config.id2label, config.label2id) == ({0: "0", 1: "1", 2: "2"}, {"0": 0, "1": 1, "2": 2})
