@@ -108,6 +108,21 @@ def test_color_floats_and_a_mixed_batch(digits):
     assert torch.allclose(mixed, as_torchvision(digits[:2]), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (28, 28, 2), (28, 28, 3), (28, 28, 4)])
+def test_floats_that_rounding_put_outside_the_range_are_clipped(shape):
+    for outside, level in ((1 + 1e-6, 1), (-1e-9, 0)):
+        image = np.full(shape, outside)
+        if shape[-1] in (2, 4):
+            image[..., -1] = 1 + 1e-6
+        assert (grayscale(image) == level).all()
+    smooth = np.outer(*np.random.default_rng(0).integers(0, 2, (2, 90))).astype(np.float32)
+    resized = torch.nn.functional.interpolate(
+        torch.tensor(smooth)[None, None], (28, 28), mode="bilinear", antialias=True
+    )
+    assert np.allclose(grayscale(resized), resized[0], atol=1e-6)
+    assert grayscale(PIL.Image.fromarray(np.full((28, 28), 1 + 1e-6, np.float32))).max() == 1
+
+
 def test_luma_equals_pillows():
     color = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     expected = np.asarray(PIL.Image.fromarray(color).convert("L"))
@@ -207,6 +222,8 @@ def test_empty_batch_and_return_types(digits):
         (np.zeros(784), {}, ValueError, r"got \(784,\)"),
         (np.zeros((0, 28)), {}, ValueError, r"got \(0, 28\)"),
         (np.full((28, 28), 255.0), {}, ValueError, "lie in \\[0, 1\\], got values from 255 to 255"),
+        (np.full((28, 28), 1.00002), {}, ValueError, "got values from 1.00002 to 1.00002"),
+        (np.full((28, 28), -1e-4), {}, ValueError, "got values from -0.0001 to -0.0001"),
         (np.full((28, 28), np.nan), {}, ValueError, "got values from nan to nan"),
         (np.full((28, 28), np.inf, np.float16), {}, ValueError, "got values from inf to inf"),
         (torch.full((28, 28), np.nan, dtype=torch.bfloat16), {}, ValueError, "got values from nan to nan"),
