@@ -235,7 +235,7 @@ class VitMnistImageProcessor(PilBackend):
             ChannelDimension(input_data_format)  # raises ValueError
         if background is not None and (not isinstance(background, int) or not 0 <= background <= 255):
             raise ValueError(f"background must be an integer from 0 to 255, got {background!r}.")
-        if kwargs["do_resize"] or kwargs["do_center"] or size is None:
+        if kwargs["do_resize"] or kwargs["do_center"]:
             sides = dict(size or {})
             if sides.keys() != {"height", "width"} or not all(type(s) is int and s > 0 for s in sides.values()):
                 raise ValueError(f"size must be a height and a width, both at least 1, got {sides}.")
@@ -246,15 +246,14 @@ class VitMnistImageProcessor(PilBackend):
         if kwargs["do_normalize"]:
             _number("image_mean", kwargs["image_mean"])
             _number("image_std", kwargs["image_std"], positive=True)
-        super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
 
     def _preprocess(
         self, images: list[np.ndarray], do_invert: bool | str | None, do_center: bool | None, do_resize: bool | None,
-        size: SizeDict, resample: PILImageResampling | int | None, do_rescale: bool | None,
+        size: SizeDict | None, resample: PILImageResampling | int | None, do_rescale: bool | None,
         rescale_factor: float | None, do_normalize: bool | None, image_mean: Any, image_std: Any,
         return_tensors: Any = None, device: Any = None, **kwargs,
     ) -> BatchFeature:  # fmt: skip
-        shape = (size.height, size.width)
+        shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
         framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if len({image.shape for image in framed}) > 1:
             sizes = ", ".join(sorted({"x".join(map(str, image.shape)) for image in framed}))

@@ -209,6 +209,15 @@ def test_a_hairline_and_a_dot_can_be_centered():
         assert pixels(image, do_center=True).isfinite().all()
 
 
+def test_a_size_is_needed_only_for_resizing_or_centering(digits):
+    for options in ({"do_resize": False, "size": None}, {"do_resize": False, "size": None, "resample": None}):
+        assert torch.equal(pixels(list(digits), **options), as_torchvision(digits))
+        assert len(pixels([], **options)) == 0
+        for needed in ("do_resize", "do_center"):
+            with pytest.raises(ValueError, match="size must be a height and a width"):
+                pixels(list(digits), **options | {needed: True})
+
+
 def test_empty_batch_and_return_types(digits):
     assert pixels([]).shape == (0, 1, 28, 28)
     assert isinstance(PROCESSOR(digits[0]).pixel_values, list)
