@@ -21,6 +21,9 @@ from .configuration_vit_mnist import refuse_misspelled
 from .framing_vit_mnist import channel_axis, frame_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)
+URL = ("http://", "https://")
+# What a saved processor holds besides options.
+METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
 
 
 def open_image(source: Any) -> PIL.Image.Image:
@@ -43,12 +46,15 @@ def open_image(source: Any) -> PIL.Image.Image:
         if data is source:
             raise
         name = str(source) if len(str(source)) <= 200 else f"{str(source)[:80]}..."
-        raise ValueError(f"{name!r} is neither an image file, nor the http URL or base64 text of an image.") from error
+        fault = "holds no image that Pillow can read"
+        if isinstance(source, str) and not (os.path.exists(source) or source.startswith(URL)):
+            fault = "does not exist, and is not the http URL or base64 text of an image"
+        raise ValueError(f"{name!r} {fault}.") from error
 
 
 def _read_text(text: str) -> bytes:
     """What a URL or base64 text stands for; nothing for another text."""
-    if text.startswith(("http://", "https://")):
+    if text.startswith(URL):
         try:
             return httpx.get(text, timeout=None, follow_redirects=True).raise_for_status().content
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -110,10 +116,10 @@ class VitMnistImageProcessor(PilBackend):
     width. `do_convert_rgb` and `disable_grouping` cannot change the result.
 
     Raises:
-        ValueError: an array of another shape, values out of range or not finite; an unknown option or value, when the
-            processor is made, loaded or called.
+        ValueError: an array of another shape, values out of range or not finite; an unknown value of an option, when
+            the processor is made, loaded or called; an unknown option, when it is made or loaded.
         OSError: a file or URL that cannot be read.
-        TypeError: something that is not an image.
+        TypeError: something that is not an image; an unknown option, when the processor is called.
     """
 
     valid_kwargs = VitMnistImageProcessorKwargs
@@ -132,14 +138,20 @@ class VitMnistImageProcessor(PilBackend):
     background = 255
 
     def __init__(self, **kwargs):
-        refuse_misspelled(kwargs, self.valid_kwargs.__annotations__)
+        known = (*self.valid_kwargs.__annotations__, *METADATA)
+        refuse_misspelled(kwargs, known)
+        for name, value in kwargs.items():
+            if name not in known and value is not None and value is not False and not name.startswith("_"):
+                raise ValueError(f"Unknown option {name}={value!r}: this processor cannot obey it. Remove it.")
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
         refuse_misspelled(kwargs, cls.valid_kwargs.__annotations__)
-        return super().from_dict(image_processor_dict, **kwargs)
+        # `__init__` refuses unknown steps. The other unknown names that pipelines pass on are meant for the model.
+        steps = {name: value for name, value in kwargs.items() if name.startswith("do_")}
+        return super().from_dict(image_processor_dict | steps, **kwargs)
 
     def to_grayscale(self, images: Any) -> torch.Tensor:
         """Images in grayscale and resized, neither rescaled nor normalized: the input of [`rescale_and_normalize`].

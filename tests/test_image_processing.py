@@ -341,11 +341,12 @@ def test_every_source_of_an_image_keeps_its_transparency(source_of, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no.png", "'no.png' is neither an image file, nor the http URL or base64 text of an image"),
-        ("aGVsbG8=", "'aGVsbG8=' is neither an image file"),
-        ("data:image/png;base64,", "is neither an image file"),
-        ("x" * 5000, r"^'x{80}\.\.\.' is neither an image file"),
-        ("", "'' is neither an image file"),
+        ("no.png", "'no.png' does not exist, and is not the http URL or base64 text of an image"),
+        ("/tmp/no/such/image.png", "'/tmp/no/such/image.png' does not exist"),
+        ("aGVsbG8=", "'aGVsbG8=' does not exist, and is not .* base64 text of an image"),
+        ("data:image/png;base64,", "is not .* base64 text of an image"),
+        ("x" * 5000, r"^'x{80}\.\.\.' does not exist"),
+        ("", "'' does not exist"),
         ("http://127.0.0.1:1/7.png", "Cannot download http://127.0.0.1:1/7.png: .*refused"),
     ],
 )
@@ -358,7 +359,7 @@ def test_texts_that_lead_to_no_image_are_refused(source, message):
 def test_files_that_hold_no_image_are_refused(source_of, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     for kind in ("path", "Path", "URL"):
-        with pytest.raises(ValueError, match=r"text.png' is neither an image file"):
+        with pytest.raises(ValueError, match=r"text.png' holds no image"):
             PROCESSOR(source_of(kind, "text.png"))
     with pytest.raises(OSError, match=r"Cannot download .*no\.png: .*404"):
         PROCESSOR(source_of("URL", "no.png"))
@@ -435,7 +436,9 @@ REFUSED = [
     ("do_center", "no", "do_center.*no"),
     ("do_invert", "maybe", "do_invert must be one of True, False, None, 'auto', got 'maybe'"),
     ("background", 300, "background must be an integer from 0 to 255, got 300"),
-    ("do_centre", True, "do_centre"),
+    ("do_centre", True, "did you mean 'do_center'|unexpected keyword argument 'do_centre'"),
+    ("do_flip", True, "Unknown option do_flip=True|unexpected keyword argument 'do_flip'"),
+    ("do_flip_channel_order", True, "Unknown option do_flip_channel_order=True|unexpected keyword argument"),
 ]
 
 
@@ -458,6 +461,15 @@ def test_options_that_cannot_be_obeyed_are_refused(option, value, message, tmp_p
         setattr(changed, option, value)
         with pytest.raises(ValueError, match=message):
             changed(np.zeros((28, 28)))
+
+
+@pytest.mark.parametrize(("option", "value"), [("crop_pct", 0.9), ("size_divisor", 32), ("do_thumbnail", True)])
+def test_saved_options_that_no_one_knows_are_refused_unless_they_are_off(option, value):
+    record = PROCESSOR.to_dict() | {"processor_class": "P", "feature_extractor_type": "F", "auto_map": {}}
+    for off in (None, False):
+        VitMnistImageProcessor.from_dict(record | {option: off, "do_grayscale": off})
+    with pytest.raises(ValueError, match=f"Unknown option {option}={value}: this processor cannot obey it"):
+        VitMnistImageProcessor.from_dict(record | {option: value})
 
 
 @pytest.mark.parametrize(("option", "value"), [("image_std", 0.0), ("image_mean", [NAN]), ("rescale_factor", 0)])
