@@ -21,6 +21,9 @@ from .configuration_vit_mnist import refuse_misspelled
 from .framing_vit_mnist import channel_axis, frame_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)
+URL = ("http://", "https://")
+# What a saved processor holds besides options.
+METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
 
 
 def open_image(source: Any) -> PIL.Image.Image:
@@ -43,12 +46,15 @@ def open_image(source: Any) -> PIL.Image.Image:
         if data is source:
             raise
         name = str(source) if len(str(source)) <= 200 else f"{str(source)[:80]}..."
-        raise ValueError(f"{name!r} is neither an image file, nor the http URL or base64 text of an image.") from error
+        fault = "holds no image that Pillow can read"
+        if isinstance(source, str) and not (os.path.exists(source) or source.startswith(URL)):
+            fault = "does not exist, and is not the http URL or base64 text of an image"
+        raise ValueError(f"{name!r} {fault}.") from error
 
 
 def _read_text(text: str) -> bytes:
     """What a URL or base64 text stands for; nothing for another text."""
-    if text.startswith(("http://", "https://")):
+    if text.startswith(URL):
         try:
             return httpx.get(text, timeout=None, follow_redirects=True).raise_for_status().content
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -110,10 +116,10 @@ class VitMnistImageProcessor(PilBackend):
     width. `do_convert_rgb` and `disable_grouping` cannot change the result.
 
     Raises:
-        ValueError: an array of another shape, values out of range or not finite; an unknown option or value, when the
-            processor is made, loaded or called.
+        ValueError: an array of another shape, values out of range or not finite; an unknown value of an option, when
+            the processor is made, loaded or called; an unknown option, when it is made or loaded.
         OSError: a file or URL that cannot be read.
-        TypeError: something that is not an image.
+        TypeError: something that is not an image; an unknown option, when the processor is called.
     """
 
     valid_kwargs = VitMnistImageProcessorKwargs
@@ -132,14 +138,20 @@ class VitMnistImageProcessor(PilBackend):
     background = 255
 
     def __init__(self, **kwargs):
-        refuse_misspelled(kwargs, self.valid_kwargs.__annotations__)
+        known = (*self.valid_kwargs.__annotations__, *METADATA)
+        refuse_misspelled(kwargs, known)
+        for name, value in kwargs.items():
+            if name not in known and value is not None and value is not False and not name.startswith("_"):
+                raise ValueError(f"Unknown option {name}={value!r}: this processor cannot obey it. Remove it.")
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
         refuse_misspelled(kwargs, cls.valid_kwargs.__annotations__)
-        return super().from_dict(image_processor_dict, **kwargs)
+        # `__init__` refuses unknown steps. The other unknown names that pipelines pass on are meant for the model.
+        steps = {name: value for name, value in kwargs.items() if name.startswith("do_")}
+        return super().from_dict(image_processor_dict | steps, **kwargs)
 
     def to_grayscale(self, images: Any) -> torch.Tensor:
         """Images in grayscale and resized, neither rescaled nor normalized: the input of [`rescale_and_normalize`].
@@ -235,7 +247,7 @@ class VitMnistImageProcessor(PilBackend):
             ChannelDimension(input_data_format)  # raises ValueError
         if background is not None and (not isinstance(background, int) or not 0 <= background <= 255):
             raise ValueError(f"background must be an integer from 0 to 255, got {background!r}.")
-        if kwargs["do_resize"] or kwargs["do_center"] or size is None:
+        if kwargs["do_resize"] or kwargs["do_center"]:
             sides = dict(size or {})
             if sides.keys() != {"height", "width"} or not all(type(s) is int and s > 0 for s in sides.values()):
                 raise ValueError(f"size must be a height and a width, both at least 1, got {sides}.")
@@ -246,15 +258,14 @@ class VitMnistImageProcessor(PilBackend):
         if kwargs["do_normalize"]:
             _number("image_mean", kwargs["image_mean"])
             _number("image_std", kwargs["image_std"], positive=True)
-        super()._validate_preprocess_kwargs(size=size, resample=resample, **kwargs)
 
     def _preprocess(
         self, images: list[np.ndarray], do_invert: bool | str | None, do_center: bool | None, do_resize: bool | None,
-        size: SizeDict, resample: PILImageResampling | int | None, do_rescale: bool | None,
+        size: SizeDict | None, resample: PILImageResampling | int | None, do_rescale: bool | None,
         rescale_factor: float | None, do_normalize: bool | None, image_mean: Any, image_std: Any,
         return_tensors: Any = None, device: Any = None, **kwargs,
     ) -> BatchFeature:  # fmt: skip
-        shape = (size.height, size.width)
+        shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
         framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if len({image.shape for image in framed}) > 1:
             sizes = ", ".join(sorted({"x".join(map(str, image.shape)) for image in framed}))

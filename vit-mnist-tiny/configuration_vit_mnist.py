@@ -18,6 +18,12 @@ AUTO_MAP = {
 }
 
 LABELS = ("id2label", "label2id")
+# Names in other libraries that similarity alone does not find, or takes for another setting.
+SYNONYMS = {
+    "num_layers": "num_hidden_layers", "n_layers": "num_hidden_layers", "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads", "nb_classes": "num_labels", "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}  # fmt: skip
 
 
 def refuse_misspelled(names: Iterable[str], known: Iterable[str]) -> None:
@@ -25,9 +31,10 @@ def refuse_misspelled(names: Iterable[str], known: Iterable[str]) -> None:
     transformers: its other versions, and other programs, have settings of their own."""
     known = list(known)
     for name in names:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if name not in known else []
-        if near:
-            raise ValueError(f"Unknown setting {name!r}: did you mean {near[0]!r}?")
+        # 0.86 separates misspellings, such as `do_centre`, from other settings, such as `do_grayscale`.
+        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.86)), None)
+        if name not in known and meant in known:
+            raise ValueError(f"Unknown setting {name!r}: did you mean {meant!r}?")
 
 
 def _in_order(id2label: dict) -> dict[int, str]:
@@ -106,12 +113,16 @@ class VitMnistConfig(PreTrainedConfig):
     qkv_bias: bool = True
     initializer: Literal["xavier_uniform", "trunc_normal"] = "xavier_uniform"
     initializer_range: float | int = 0.5
+    # transformers does not check the types of its own fields.
+    id2label: dict | None = None
+    label2id: dict | None = None
 
     def __new__(cls, *args, **kwargs):
         # `__post_init__` cannot tell a value that was passed from a default.
         for alias, name in cls.attribute_map.items():
-            if len({kwargs[key] for key in (name, alias) if kwargs.get(key) is not None}) > 1:
-                raise ValueError(f"{name}={kwargs[name]} contradicts {alias}={kwargs[alias]}: pass one of them.")
+            value, other = kwargs.get(name), kwargs.get(alias)
+            if value is not None and other is not None and value != other:
+                raise ValueError(f"{name}={value} contradicts {alias}={other}: pass one of them.")
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs):
@@ -135,8 +146,8 @@ class VitMnistConfig(PreTrainedConfig):
         if num_labels not in (None, self.num_labels):
             raise ValueError(f"num_labels={num_labels} contradicts the {self.num_labels} names of the classes.")
 
-        if mlp_ratio is not None and not 0 < mlp_ratio < float("inf"):
-            raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio}.")
+        if mlp_ratio is not None and not (isinstance(mlp_ratio, (int, float)) and 0 < mlp_ratio < float("inf")):
+            raise ValueError(f"mlp_ratio must be a positive number, got {mlp_ratio!r}.")
         if self.intermediate_size is None:
             self.intermediate_size = round(self.hidden_size * (2 if mlp_ratio is None else mlp_ratio))
         if mlp_ratio is not None and not abs(self.hidden_size * mlp_ratio - self.intermediate_size) < 1e-6:
@@ -157,8 +168,8 @@ class VitMnistConfig(PreTrainedConfig):
         if key == "id2label" and value is not None:
             value = _in_order(value)
             super().__setattr__("label2id", {name: index for index, name in value.items()})
-        elif key == "label2id" and value is not None:  # ids may be text
-            value = {name: int(index) if str(index).isdigit() else index for name, index in value.items()}
+        elif key == "label2id" and value is not None:  # ids may be text, and names numbers
+            value = {str(name): int(index) if str(index).isdigit() else index for name, index in value.items()}
         super().__setattr__(key, value)
 
     @classmethod
@@ -177,7 +188,12 @@ class VitMnistConfig(PreTrainedConfig):
     @classmethod
     def _settings(cls) -> list[str]:
         """All names of the settings of this model, without those of every model."""
-        return [*VitMnistConfig.__annotations__, *cls.attribute_map, "mlp_ratio", "num_labels", *LABELS]
+        return [*VitMnistConfig.__annotations__, *cls.attribute_map, "mlp_ratio", "num_labels"]
+
+    def to_diff_dict(self):
+        # transformers leaves out the names LABEL_0 and LABEL_1, its default. Ours is ten digits.
+        record = self.to_dict()
+        return super().to_diff_dict() | {name: record[name] for name in LABELS}
 
     @property
     def mlp_ratio(self) -> float:

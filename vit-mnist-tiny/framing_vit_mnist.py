@@ -71,9 +71,9 @@ def _gray_from_array(array: np.ndarray, background: int, data_format: str | None
         return array if array.ndim == 2 else _gray_from_pil(PIL.Image.fromarray(array), background)
 
     low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # also true for NaN
+    if not (low >= -1e-5 and high <= 1 + 1e-5):  # true for NaN; resizing overshoots by rounding
         raise ValueError(f"Float images must lie in [0, 1], got values from {low:g} to {high:g}.")
-    array = array.astype(np.float32)
+    array = np.clip(array.astype(np.float32), 0, 1)
     if array.ndim == 2:
         return array
     if channels in (2, 4):
