@@ -12,10 +12,13 @@ import psutil
 import pytest
 import torch
 
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.training.arguments import parse_arguments
 from modeling_vit_mnist.training.train import train
 
-from .conftest import QUICK, ROOT, weights
+from .conftest import QUICK, ROOT, SAMPLE, weights
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo needs a POSIX system here")
 SGD = ["--optim=sgd", "--learning_rate=0.1", "--warmup_steps=2"]
@@ -33,6 +36,9 @@ SCRIPT = """
 import json, runpy, sys, torch
 from safetensors.torch import save_model
 from modeling_vit_mnist.training import train as module
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.training.arguments import parse_arguments
 
 def finished_model(trainer, original=module.finished_model):
@@ -115,6 +121,12 @@ def test_two_processes_train_the_weights_of_one(tmp_path, monkeypatch):
     assert results["device"].startswith("2 processes, each cpu")
     # 101 images are not divisible by two. Each is counted once.
     assert results["test_samples"] == sum(map(sum, results["test_confusion_matrix"])) == 101
+    model, processor = load_checkpoint(tmp_path / "natural-two")
+    test = load_images(DataArguments(dataset_name=str(SAMPLE), max_eval_samples=101), processor, ["test"])["test"]
+    logits = model(processor.rescale_and_normalize(test.images)).logits
+    assert results["test_loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, test.labels).item(), rel=1e-5
+    )
 
 
 def test_a_killed_process_ends_the_other(tmp_path):

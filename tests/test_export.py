@@ -227,8 +227,10 @@ def test_no_setting_of_the_processor_is_lost(tmp_path, form, name):
 
 @pytest.mark.parametrize("form", ["vit", "vit-rgb", "timm", "onnx"])
 def test_a_new_setting_is_refused_until_someone_writes_it(tmp_path, form, monkeypatch):
+    processor = VitMnistImageProcessor()
+    processor.do_sharpen = True
     with pytest.raises(UsageError, match=r"Cannot convert do_sharpen=True: .* has no such setting"):
-        export_to(tmp_path / form, form, settings={"do_sharpen": True})
+        FORMATS[form](VitMnistForImageClassification(VitMnistConfig()), processor, tmp_path / form)
 
     @strict
     class Extended(VitMnistConfig):

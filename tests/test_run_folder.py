@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError
@@ -327,7 +328,7 @@ def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--hidden_size=16"], "hidden_size 8 there, 16 here"),
-        (["--optim=sgd"], "--optim adam there, sgd here"),
+        (["--optim=sgd"], "optim adam there, sgd here"),
         (["--resume_from_checkpoint=no"], "pass --overwrite"),
         (["--resume_from_checkpoint=/nowhere"], "config.json is missing"),
     ],
@@ -361,3 +362,112 @@ def test_a_failure_after_training_costs_no_weights(tmp_path, monkeypatch, capsys
     assert "checkpoint-16" in capsys.readouterr().out
     assert all(torch.equal(saved[name], weight) for name, weight in weights(folder).items())
     assert {"README.md", "all_results.json"} <= contents(folder).keys()
+
+
+def test_the_best_weights_are_saved_between_two_saves(tmp_path, monkeypatch):
+    accuracies = [0.1, 0.2, 0.3, 0.3, 0.1, 0.2, 0.9, 0.5, *[0.4] * 8]  # the best one after step 7
+    measured = iter(accuracies)
+    original = trainer_module.compute_metrics
+    monkeypatch.setattr(
+        trainer_module, "compute_metrics", lambda output: original(output) | {"accuracy": next(measured, 0.9)}
+    )
+    flags = ["--eval_strategy=steps", "--save_strategy=steps", "--eval_steps=1", "--save_steps=2"]
+    results = train(*arguments(tmp_path / "run", *flags, "--keep_checkpoints", "--save_total_limit=1"))
+    assert results["best_epoch"] == 7 / 4
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-7", "checkpoint-16"}
+    best = weights(tmp_path / "run" / "checkpoint-7")
+    assert all(torch.equal(best[name], weight) for name, weight in weights(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_eval_samples=50"], "other images or labels"),
+        (["--metric_for_best_model=loss"], "greater_is_better True there, False here"),
+        (["--learning_rate=0.001"], "learning_rate 0.02 there, 0.001 here.*--model_name_or_path"),
+        (["--adam_beta2=0.5"], "adam_beta2 0.99 there, 0.5 here"),
+        (["--num_train_epochs=3"], "is at epoch 3 already: pass a larger --num_train_epochs"),
+        (["--max_steps=12"], "is at global_step 12 already: pass a larger --max_steps"),
+    ],
+)
+def test_a_checkpoint_continues_its_own_run_only(stopped, tmp_path, flags, message):
+    """The optimizer, the schedule and the best metric so far come from the checkpoint."""
+    folder = tmp_path / "other"
+    with pytest.raises(UsageError, match=message):
+        train(
+            *arguments(folder, "--num_train_epochs=6", f"--resume_from_checkpoint={stopped / 'checkpoint-12'}", *flags)
+        )
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "damage"),
+    [
+        ("optimizer.pt", b"torn", r"optimizer\.pt is damaged"),
+        ("scheduler.pt", b"", r"scheduler\.pt is damaged"),
+        ("model.safetensors", b"torn", r"model\.safetensors is damaged"),
+        ("trainer_state.json", b"{", r"trainer_state\.json is damaged"),
+        ("model.safetensors", None, "holds weights that are not finite"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_or_skipped(stopped, tmp_path, name, content, damage, caplog):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    path = folder / "checkpoint-12" / name
+    if content is None:
+        state = weights(folder / "checkpoint-12")
+        state["head.bias"][3] = torch.nan
+        save_file(state, path, metadata={"format": "pt"})
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=damage):
+        train(*arguments(folder, f"--resume_from_checkpoint={folder / 'checkpoint-12'}"))
+    assert last_complete_checkpoint(folder) == folder / "checkpoint-8"
+    assert "Skipping" in caplog.text
+
+
+def test_folders_of_the_user_are_never_deleted(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    for name, file in (("checkpoint-008", "model.safetensors"), ("checkpoint-99", "mine.txt")):
+        (folder / name).mkdir()
+        (folder / name / file).write_text("mine")
+    train(*arguments(folder, "--overwrite", "--seed=3"))
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-008", "checkpoint-99"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("all_results.json", "{"), ("all_results.json", "{}"), ("run.json", "[]")]
+)
+def test_damaged_records_of_a_finished_run_are_named(finished, tmp_path, name, content):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / name).write_text(content)
+    with pytest.raises(UsageError, match=rf"{name}.* damaged: pass --overwrite"):
+        train(*arguments(folder))
+    train(*arguments(folder, "--overwrite"))
+    assert train(*arguments(folder)) == json.loads((folder / "all_results.json").read_text())
+
+
+def test_a_run_without_a_checkpoint_does_not_hold_its_folder(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError):
+        train(*arguments(folder, "--learning_rate=1e30"))
+    assert [path.name for path in folder.iterdir()] == ["unfinished_run.json"]
+    train(*arguments(folder))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--logging_strategy=no"],
+        ["--logging_strategy=steps", "--logging_steps=5", "--save_strategy=steps", "--save_steps=3",
+         "--eval_strategy=steps", "--eval_steps=3"],
+    ],
+)  # fmt: skip
+def test_the_training_loss_of_a_resumed_run_counts_every_step(tmp_path, monkeypatch, flags):
+    whole = train(*arguments(tmp_path / "whole", *flags))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(2, patch)
+        train(*arguments(tmp_path / "run", *flags))
+    resumed = train(*arguments(tmp_path / "run", *flags))
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())["log_history"]
+    assert [entry["train_loss"] for entry in history if "train_loss" in entry] == [resumed["train_loss"]]

@@ -332,7 +332,8 @@ def test_evaluations_that_trainer_selects_are_marked(flags, name, values, resume
 @pytest.mark.parametrize(
     ("flags", "losses"),
     [
-        (["--logging_strategy=no"], [False] * 4),
+        (["--logging_strategy=no"], [True] * 4),  # each save needs a log
+        (["--logging_strategy=no", "--save_strategy=no", "--load_best_model_at_end=no"], [False] * 3 + [True]),
         (["--eval_strategy=steps", "--eval_steps=2", *KEEP_LAST], [False, *[False, True] * 3, False]),
         (["--eval_on_start"], [False, True, True, True, True]),
     ],
@@ -387,3 +388,13 @@ def test_a_rate_below_the_least_of_the_original_does_not_rise(tmp_path):
 def test_a_warmup_without_an_end_is_reported(tmp_path, caplog):
     train(*arguments(tmp_path, "--warmup_steps=16"))
     assert "The warmup of 16 steps is not over at the last step, 16." in caplog.messages
+
+
+def test_label_smoothing_does_not_change_what_is_measured(tmp_path, sample):
+    results = train(*arguments(tmp_path, "--label_smoothing_factor=0.2"))
+    model, processor = load_checkpoint(tmp_path)
+    test = sample["test"].take(100)
+    with torch.inference_mode():
+        logits = model(processor.rescale_and_normalize(test.images)).logits
+    expected = torch.nn.functional.cross_entropy(logits, test.labels).item()
+    assert results["test_loss"] == pytest.approx(expected, rel=1e-5)

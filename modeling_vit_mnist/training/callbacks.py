@@ -36,7 +36,7 @@ class EpochReportCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
-            best = "  best" if self.selects and self._is_best(args, state, metrics) else ""
+            best = "  best" if self.selects and is_best(args, state, metrics) else ""
             tqdm.write(
                 f"Epoch {state.epoch or 0:5.1f} of {state.num_train_epochs}  {loss}validation loss "
                 f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}",
@@ -44,11 +44,12 @@ class EpochReportCallback(TrainerCallback):
             )
         self.loss = None
 
-    @staticmethod
-    def _is_best(args, state, metrics: dict[str, float]) -> bool:
-        """Trainer decides after this callback whether it selects a checkpoint: an equal metric does not count."""
-        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
-        return best is None or (value > best if args.greater_is_better else value < best)
+
+def is_best(args, state, metrics: dict[str, float]) -> bool:
+    """Whether Trainer will select the weights that an evaluation measured, which it decides after `on_evaluate`. An
+    equal metric does not count."""
+    value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+    return best is None or (value > best if args.greater_is_better else value < best)
 
 
 class DatasetEpochCallback(TrainerCallback):
@@ -62,11 +63,22 @@ class DatasetEpochCallback(TrainerCallback):
             self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class LastCheckpointCallback(TrainerCallback):
-    """Saves the weights of the last step with any save strategy: a failure after training does not lose them. They are
-    saved after the log and the evaluation of the last epoch, which a run that resumes there would miss."""
+class CheckpointCallback(TrainerCallback):
+    """Saves what a run must not lose, with any save strategy: the best weights, and those of the last step, in case of
+    a failure after training. The latter are saved after the log and the evaluation of the last epoch, which a run that
+    resumes there would miss. Logs the loss before each save, so that the mean loss of a resumed run counts every step.
+    """
 
     saved = 0
+    selects = False
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.selects = True  # Trainer does not select the evaluation of --eval_on_start
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        selects = self.selects and args.load_best_model_at_end and args.save_strategy != "best"
+        if selects and is_best(args, state, metrics):
+            control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = state.global_step
@@ -74,10 +86,12 @@ class LastCheckpointCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
             control.should_save = False
+        control.should_log |= control.should_save
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps and self.saved != state.global_step:
             control.should_save = True
+        control.should_log |= control.should_save
 
 
 class ElapsedTimeCallback(TrainerCallback):

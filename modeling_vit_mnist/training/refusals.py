@@ -52,7 +52,9 @@ POSITIVE = (
     "logging_steps", "eval_steps", "save_steps", "eval_accumulation_steps", "damping", "final_damping",
     "fisher_update_interval", "fisher_batch_size",
 )  # fmt: skip
-NOT_NEGATIVE = ("weight_decay", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "eval_delay")
+NOT_NEGATIVE = (
+    "weight_decay", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "eval_delay", "neftune_noise_alpha",
+)  # fmt: skip
 
 
 def check_finite(arguments: object) -> None:
@@ -92,7 +94,7 @@ def check_ranges(args: Any) -> None:
         if (value := getattr(args, name)) is not None and value <= 0:
             raise UsageError(f"--{name} must be positive, got {value:g}.")
     for name in NOT_NEGATIVE:
-        if (value := getattr(args, name)) < 0:
+        if (value := getattr(args, name)) is not None and value < 0:
             raise UsageError(f"--{name} must not be negative, got {value:g}.")
     for name in ("seed", "data_seed"):
         if (value := getattr(args, name)) is not None and not 0 <= value < 2**32:
@@ -105,6 +107,7 @@ def check_combinations(args: Any) -> None:
     optim, schedule = getattr(args.optim, "value", args.optim), SchedulerType(args.lr_scheduler_type).value
     sampling, obstacle = args.train_sampling_strategy, obstacle_to_compiling(args)
     natural, smoothing = optim == "natural_gradient", args.label_smoothing_factor
+    min_lr = (args.lr_scheduler_kwargs or {}).get("min_lr", 0)
     steps, epochs, betas = args.max_steps, args.num_train_epochs, (args.adam_beta1, args.adam_beta2)
     wrong = {
         f"--max_steps must be positive, or -1 for --num_train_epochs, got {steps}": steps == 0 or steps < -1,
@@ -115,8 +118,9 @@ def check_combinations(args: Any) -> None:
         f"--compile_training yes cannot be combined with {obstacle}": args.compile_training == "yes" and obstacle,
         f"--optim {optim} is for large networks": optim.startswith(("apollo", "galore", "lomo", "adalomo")),
         f"--optim {optim} has no weight decay": natural and args.weight_decay,
-        f"--optim {optim} needs --gradient_checkpointing no": natural and args.gradient_checkpointing,
+        f"--optim {optim} cannot be combined with gradient checkpointing": natural and args.gradient_checkpointing,
         f"--lr_scheduler_type {schedule} has no options": args.lr_scheduler_kwargs and "constant" in schedule,
+        f"min_lr must lie between 0 and --learning_rate, got {min_lr}": not 0 <= min_lr <= args.learning_rate,
         f"--train_sampling_strategy {sampling} is for texts: use random": sampling not in ("random", "sequential"),
     }
     for message, is_so in wrong.items():

@@ -10,11 +10,12 @@ import logging
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+import torch
+from safetensors.torch import load_file, save
 from transformers import TrainerCallback
 
 from ..cli.errors import UsageError
@@ -46,8 +47,13 @@ NATURAL_GRADIENT_ARGUMENTS = ("damping", "final_damping", "fisher_update_interva
 RARE_ARGUMENTS = (
     "optim_args", "optim_target_modules", "eval_delay", "save_steps", "dataloader_drop_last",
     "train_sampling_strategy", "neftune_noise_alpha", "use_liger_kernel", "tf32", "bf16_full_eval", "fp16_full_eval",
-    "ignore_data_skip", "auto_find_batch_size", "label_names",
+    "ignore_data_skip", "auto_find_batch_size", "label_names", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode",
 )  # fmt: skip
+# What may differ between a run and the one that it continues from a checkpoint.
+LENGTH = ("num_train_epochs", "max_steps", "resumed_weights")
+# The kinds of files that Trainer writes into a checkpoint.
+SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".py")
 # Names of what a run started from, which do not decide its result.
 NAMES = ("source", "fine_tuned_from", "resumed_from")
 
@@ -93,8 +99,8 @@ def chosen_checkpoint(args: VitMnistTrainingArguments) -> Path | None:
         return None
     if chosen.lower() in ("false", "no"):
         raise UsageError("--resume_from_checkpoint takes a folder or True. To train anew, pass --overwrite.")
-    if missing := [name for name in RESUMABLE_FILES if not (Path(chosen) / name).is_file()]:
-        raise UsageError(f"{chosen} is not a complete checkpoint: {missing[0]} is missing.")
+    if damage := find_damage(Path(chosen)):
+        raise UsageError(f"Cannot resume from {chosen}: {damage}.")
     return Path(chosen)
 
 
@@ -108,10 +114,12 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
     if args.process_index == 0:
         finish_replacing(folder)
     is_finished = (folder / RESULTS_FILE).is_file()
-    finished = _read(folder / RUN_FILE) if is_finished else None
+    finished, results = _read(folder / RUN_FILE), _read(folder / RESULTS_FILE) or {}
+    if is_finished and not args.overwrite and (finished is None or "test_accuracy" not in results):
+        raise UsageError(f"The records {RUN_FILE} and {RESULTS_FILE} in {folder} are damaged: pass --overwrite.")
     unfinished = _read(folder / UNFINISHED_FILE)
     is_unfinished = unfinished is not None and not any(differences(unfinished, run))
-    if finished and not args.overwrite and not any(differences(finished, run)):
+    if is_finished and not args.overwrite and not any(differences(finished, run)):
         if is_unfinished and args.process_index == 0:  # killed before it cleaned up, or while it trained again
             close_run(folder, args)
         return folder / RESULTS_FILE
@@ -119,9 +127,9 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
     if is_unfinished:
         return checkpoint or last_complete_checkpoint(folder)
     if not args.overwrite:
-        _check_unused(folder, unfinished or finished, run)
+        _check_unused(folder, unfinished or (finished if is_finished else None), run)
     if checkpoint is not None:
-        _check_same_network(checkpoint, run)
+        _check_continues(checkpoint, run, args)
         if checkpoint.resolve().parent == folder.resolve():
             raise UsageError(f"--overwrite would delete {checkpoint}: pass another --output_dir.")
     if args.process_index == 0:
@@ -142,29 +150,48 @@ def close_run(folder: Path, args: VitMnistTrainingArguments) -> None:
 
 
 def own_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that Trainer wrote to the folder, latest first. It did not write `checkpoint-best`, for one."""
-    names = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*") if path.is_dir())
-    steps = sorted((int(match[1]) for match in names if match), reverse=True)
-    return [folder / f"checkpoint-{step}" for step in steps]
+    """The checkpoints that Trainer wrote to the folder, latest first: neither `checkpoint-best`, for one, nor a folder
+    with files of another kind."""
+    named = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[1-9]\d*", path.name))
+    own = [path for path in named if path.is_dir() and all(file.suffix in SUFFIXES for file in path.iterdir())]
+    return sorted(own, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint that training can resume from. transformers' `get_last_checkpoint` would also return one
     that a killed run left incomplete."""
     for checkpoint in own_checkpoints(folder):
-        # trainer_state.json is written last
-        if _read(checkpoint / "trainer_state.json") and all((checkpoint / name).is_file() for name in RESUMABLE_FILES):
+        damage = find_damage(checkpoint)
+        if damage is None:
             return checkpoint
-        logger.warning("Skipping %s, which is incomplete.", checkpoint)
+        logger.warning("Skipping %s: %s.", checkpoint, damage)
     return None
 
 
-def differences(previous: dict, run: dict) -> Iterator[str]:
-    """What makes `run` another run than `previous`, in words."""
+def find_damage(checkpoint: Path) -> str | None:
+    """Why training cannot resume from a checkpoint, in words."""
+    for name in RESUMABLE_FILES:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        try:
+            if name.endswith(".json"):
+                json.loads(path.read_text(encoding="utf-8"))
+            elif name.endswith(".pt"):
+                torch.load(path, "cpu", weights_only=True)
+            elif not all(weight.isfinite().all() for weight in load_file(path).values()):
+                return f"{name} holds weights that are not finite"
+        except Exception as error:  # pickle, zip and safetensors raise exceptions of their own
+            return f"{name} is damaged ({type(error).__name__})"
+    return None
+
+
+def differences(previous: dict, run: dict, besides: Collection[str] = ()) -> Iterator[str]:
+    """What makes `run` another run than `previous`, but for the settings in `besides`, in words."""
     for part in run:
         there, here = previous.get(part, {}), run[part]
         for name in sorted(there.keys() | here.keys()):
-            if name in NAMES or there.get(name) == here.get(name):
+            if name in (*NAMES, *besides) or there.get(name) == here.get(name):
                 continue
             if name == "content":
                 yield f"other images or labels, of {there.get('source')} there, of {here['source']} here"
@@ -204,14 +231,16 @@ class RunFolderCallback(TrainerCallback):
 def _read(path: Path) -> dict | None:
     """A JSON record; `None` if it is missing or unreadable."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return record if isinstance(record, dict) else None
 
 
 def _check_unused(folder: Path, previous: dict | None, run: dict) -> None:
     """Raise [`UsageError`] if the folder holds another run, or files that no run has written."""
-    if previous is None and all(path.name.startswith(".") for path in folder.iterdir()):
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != UNFINISHED_FILE]
+    if not visible:  # also after a run that ended before its first checkpoint
         return
     numbers = itertools.count(2)
     other = next(name for number in numbers if not Path(name := f"{folder}-{number}").exists())
@@ -225,20 +254,24 @@ def _check_unused(folder: Path, previous: dict | None, run: dict) -> None:
         if checkpoint is not None:
             resume = f"--resume_from_checkpoint {shlex.quote(str(checkpoint))}"
             advice += f". To go on from its last checkpoint, pass {other} {resume}"
-        elif (folder / RESULTS_FILE).is_file():
+        elif (folder / "model.safetensors").is_file():
             advice += f". To train its model further, pass {other} --model_name_or_path {shlex.quote(str(folder))}"
     raise UsageError(f"{folder} holds a different run ({reasons}): {advice}.")
 
 
-def _check_same_network(checkpoint: Path, run: dict) -> None:
-    """Raise [`UsageError`] if training the network of `run` cannot resume from a checkpoint, or its optimizer differs
-    from that of the checkpoint's run."""
-    network = _read(checkpoint / "config.json") or {}
-    record = _read(checkpoint.parent / UNFINISHED_FILE) or _read(checkpoint.parent / RUN_FILE) or run
-    for name, here in run["model"].items():
-        if name in network and network[name] != here:
-            raise UsageError(f"Cannot resume from {checkpoint}: {name} {network[name]} there, {here} here.")
-    here = run["training"]["optim"]
-    there = record.get("training", {}).get("optim", here)
-    if there != here:
-        raise UsageError(f"Cannot resume from {checkpoint}: --optim {there} there, {here} here.")
+def _check_continues(checkpoint: Path, run: dict, args: VitMnistTrainingArguments) -> None:
+    """Raise [`UsageError`] unless `run` is the run of the checkpoint, but longer. Optimizer, schedule and the best
+    metric so far come from the checkpoint, so other settings would have no effect."""
+    record = _read(checkpoint.parent / UNFINISHED_FILE) or _read(checkpoint.parent / RUN_FILE)
+    reason: str | None = "its folder holds no record of its run"
+    if record is not None:
+        reason = next(differences(record, run, besides=LENGTH), None)
+    state = _read(checkpoint / "trainer_state.json")
+    limit, done = ("max_steps", "global_step") if args.max_steps > 0 else ("num_train_epochs", "epoch")
+    if reason is None and state[done] >= getattr(args, limit):
+        raise UsageError(f"{checkpoint} is at {done} {state[done]:g} already: pass a larger --{limit}.")
+    if reason is not None:
+        raise UsageError(
+            f"Cannot continue {checkpoint} as another run ({reason}). To train its weights further with these "
+            f"settings, pass --model_name_or_path {shlex.quote(str(checkpoint))}."
+        )

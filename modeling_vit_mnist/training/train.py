@@ -173,6 +173,8 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     # With --load_best_model_at_end no, and if the best weights were not saved, the model is another than the best.
     selected = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_step = int(selected.rpartition("-")[2]) if selected else state.global_step
+    if selected and not Path(selected).is_dir():
+        raise FileNotFoundError(f"The best checkpoint {selected} was deleted during training.")
     return {
         "dataset": datasets["train"].source,
         "parameters": trainer.model.num_parameters(),
@@ -206,6 +208,9 @@ def print_results(results: dict[str, Any]) -> None:
 def save_run(trainer: VitMnistTrainer, run: dict, results: dict, args: VitMnistTrainingArguments) -> None:
     """Write the complete checkpoint folder, and delete the training checkpoints, which are for resuming only."""
     history = {"log_history": trainer.state.log_history}
+    for entry in history["log_history"]:
+        if "train_loss" in entry:  # Trainer's begin at a resume
+            entry |= {name: results[name] for name in ("train_loss", "train_runtime")}
     records = {"history.json": history, **fill_eval_results(results), RUN_FILE: run, RESULTS_FILE: results}
     folder, model = Path(args.output_dir), trainer.model
     save_checkpoint(folder, model, trainer.processing_class, card=fill_card(run, results), records=records)

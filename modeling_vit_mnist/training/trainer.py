@@ -17,11 +17,11 @@ from ..data.streaming import ImageStream
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import VitMnistTrainingArguments
 from .callbacks import (
+    CheckpointCallback,
     DatasetEpochCallback,
     ElapsedTimeCallback,
     EpochReportCallback,
     FisherUpdateCallback,
-    LastCheckpointCallback,
     QuietProgressCallback,
 )
 from .compiled import compiled
@@ -68,9 +68,15 @@ class VitMnistTrainer(Trainer):
                 raise FloatingPointError(f"{name} of an evaluation is not finite")
         return loss, logits, labels
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The loss is the cross-entropy of all images, each counted once. Trainer's includes label smoothing, and the
+        images that several processes repeat to fill their batches."""
         self._check_weights()
-        return super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        logits, labels = (torch.from_numpy(values) for values in concatenated(output))
+        loss = torch.nn.functional.cross_entropy(logits.double(), labels).item()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        return output
 
     def save_model(self, *args, **kwargs) -> None:
         self._check_weights()
@@ -151,7 +157,7 @@ def make_trainer(
         data_collator=ImageDataset.collate, processing_class=datasets["train"].processor,
         compute_metrics=lambda output: {k: v for k, v in compute_metrics(output).items() if isinstance(v, float)},
         callbacks=[
-            DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback(), LastCheckpointCallback(),
+            DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback(), CheckpointCallback(),
         ],
     )  # fmt: skip
     if args.optim == "natural_gradient":
@@ -177,10 +183,15 @@ def count_epochs(args: VitMnistTrainingArguments, num_images: int) -> float:
     return args.max_steps / math.ceil(num_batches / args.gradient_accumulation_steps)
 
 
+def concatenated(output: Any) -> list[np.ndarray]:
+    """Logits and labels of an evaluation, which are lists of batches with `--eval_do_concat_batches no`."""
+    values = output.predictions, output.label_ids
+    return [np.concatenate(value) if isinstance(value, list) else value for value in values]
+
+
 def compute_metrics(output: transformers.EvalPrediction) -> dict[str, Any]:
     """[`VitMnistMetric`] of logits of shape `(n, classes)` and labels `(n,)`, or of lists of batches of them. Raises
     `ValueError` if a logit is not finite."""
-    batches = output.predictions, output.label_ids
-    logits, labels = (np.concatenate(batch) if isinstance(batch, list) else batch for batch in batches)
+    logits, labels = concatenated(output)
     probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
     return VitMnistMetric(keep_in_memory=True).compute(predictions=probabilities, references=labels)
