@@ -49,6 +49,7 @@ def accuracy(monkeypatch):
         record["training"] |= {"seed": seed, "learning_rate": float(flags[1]) if flags else 0.05}
         (folder / "run.json").write_text(json.dumps(record))
         (folder / "all_results.json").write_text(json.dumps(results))
+        shutil.copy(TINY / "model.safetensors", folder)
         return results
 
     monkeypatch.setattr(module, "run", train)
@@ -79,7 +80,7 @@ def test_accuracy_prints_mean_and_deviation(accuracy, capsys):
     ],
 )
 def test_accuracy_records_only_seeds_of_the_same_run(accuracy, tmp_path, flags, message):
-    for name in ("run.json", "all_results.json"):
+    for name in ("run.json", "all_results.json", "model.safetensors"):
         shutil.copy(TINY / name, tmp_path)
     with pytest.raises(UsageError, match=message):
         accuracy(*(str(flag).format(folder=tmp_path) for flag in flags))

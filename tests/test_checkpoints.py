@@ -441,3 +441,13 @@ def test_card_of_other_images_does_not_mention_digits(saved, dataset):
     assert "digit" not in body and "MNIST" not in body and "for\n28x28 images" in body
     limits = text.partition("## Limits")[2]
     assert f"images like those of {dataset}" in limits and "digit" not in limits and "MNIST" not in limits
+def test_results_of_other_weights_are_refused(finished):
+    model, processor = load_checkpoint(finished)
+    records = {"run.json": describe(finished), "all_results.json": dict(RESULTS)}
+    save_checkpoint(finished, model, processor, card="# card", records=records)
+    card.renew(finished)
+    other_weights(finished)
+    with pytest.raises(UsageError, match=r"all_results\.json describes other weights"):
+        card.renew(finished)
+
+

@@ -171,6 +171,27 @@ def test_an_incomplete_folder_is_not_pushed(finished, server, name):
     assert not server.requests
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda content: b"", "config.json is missing or empty"),
+        ("modeling_vit_mnist.py", lambda content: b"", "modeling_vit_mnist.py is missing or empty"),
+        ("model.safetensors", lambda content: content[:2000], "Cannot read the checkpoint"),
+        ("model.safetensors", lambda content: content[:-4] + b"\xff" * 4, "holds weights that are not finite"),
+        ("model.safetensors", lambda content: content[:-4] + b"\0" * 4, "all_results.json describes other weights"),
+    ],
+)
+def test_a_damaged_folder_is_not_pushed(finished, server, name, change, message):
+    results = json.loads((finished / "all_results.json").read_text())
+    model, processor = load_checkpoint(finished)
+    records = {"run.json": describe(finished), "all_results.json": results}
+    save_checkpoint(finished, model, processor, card="# card", records=records)
+    (finished / name).write_bytes(change((finished / name).read_bytes()))
+    with pytest.raises(UsageError, match=message):
+        push(finished, "me/vit-mnist")
+    assert not server.requests
+
+
 def test_a_model_of_the_bundled_sample_needs_permission(finished, server):
     run = describe(finished) | {"data": {"source": SAMPLE.name}}
     (finished / "run.json").write_text(json.dumps(run))

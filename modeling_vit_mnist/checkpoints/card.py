@@ -18,7 +18,7 @@ from ..cli.errors import UsageError
 from ..cli.files import replacing_files
 from ..data.arguments import DEFAULT_DATASET
 from ..data.sources import SAMPLE
-from .folder import CODE_FILES, EXAMPLES, MEASUREMENTS, draw_examples, read_record, write_records
+from .folder import CODE_FILES, EXAMPLES, MEASUREMENTS, draw_examples, hash_weights, read_record, write_records
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def identify(folder: Path, name: str, run: dict[str, Any]) -> dict[str, str]:
         return {
             "recipe": hashlib.sha256(json.dumps(run | {"training": training}, sort_keys=True).encode()).hexdigest()
         }
-    return {"weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+    return {"weights": hash_weights(folder)}
 
 
 def read_measurements(folder: Path, run: dict[str, Any]) -> dict[str, dict]:
@@ -83,12 +83,14 @@ def renew(folder: str | os.PathLike) -> None:
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The records `run.json` and `all_results.json` of a finished run. Raises [`UsageError`] if the folder holds no
-    finished run."""
+    finished run, or other weights than the run's."""
     try:
         run, results = (read_record(folder / name) for name in ("run.json", "all_results.json"))
         if missing := [name for name in ("model", "data", "training") if name not in run]:
             raise UsageError(f"run.json lacks {missing[0]!r}")
-    except (UsageError, TypeError) as error:
+        if "weights" in results and results["weights"] != hash_weights(folder):  # older versions did not record it
+            raise UsageError("all_results.json describes other weights than model.safetensors")
+    except (OSError, UsageError, TypeError) as error:
         raise UsageError(f"{folder} holds no finished run: {error}") from error
     return run, results
 

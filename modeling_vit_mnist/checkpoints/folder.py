@@ -1,5 +1,6 @@
 """Checkpoint folders: load one, or write one that is complete: weights, config, processor, code, card and records."""
 
+import hashlib
 import json
 import logging
 import math
@@ -189,8 +190,9 @@ def save_checkpoint(
     records: dict[str, Any],
 ) -> None:  # fmt: skip
     """Write a complete checkpoint folder: [`CHECKPOINT_FILES`] (without a card for now if it is `None`), the digits of
-    the card's widget, and `records` (file name to content, as JSON or YAML). Records and cards of other weights are
-    deleted. The files are written to a temporary folder first and moved at the end.
+    the card's widget, and `records` (file name to content, as JSON or YAML). `all_results.json` gets the hash of the
+    weights that it describes. Records and cards of other weights are deleted. The files are written to a temporary
+    folder first and moved at the end.
 
     Raises, with the old files unchanged:
         FloatingPointError: weights or figures are not finite.
@@ -254,3 +256,10 @@ def draw_examples(folder: Path, labels: Any) -> None:
         image = PIL.Image.new("L", (28, 28))
         PIL.ImageDraw.Draw(image).line(EXAMPLES[label], fill=255, width=2, joint="curve")
         image.save(folder / f"digit-{label}.png")
+            if results := records.get("all_results.json"):
+                results["weights"] = hash_weights(staging)
+def hash_weights(folder: Path) -> str:
+    """SHA-256 hash of the weights in a checkpoint folder."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+

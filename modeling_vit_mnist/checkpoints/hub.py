@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: any f
 from ..cli.errors import UsageError
 from ..data.sources import SAMPLE
 from .card import fill_eval_results, read_measurements, read_run
-from .folder import CHECKPOINT_FILES, MEASUREMENTS, OWN_FILES
+from .folder import CHECKPOINT_FILES, MEASUREMENTS, OWN_FILES, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def push(
     namespace is set. `allow_sample` allows a model trained on the bundled sample.
 
     Raises:
-        UsageError: no complete checkpoint, a model of the bundled sample, an impossible name, a card that the Hub
-            rejects, or a token that is missing or has no right to write there.
+        UsageError: no complete checkpoint that can be loaded, results of other weights, a model of the bundled sample,
+            an impossible name, a card that the Hub rejects, or a token that is missing or has no right to write there.
         ConnectionError: the Hub cannot be reached, or failed each time.
         OSError: a file of the folder cannot be read.
     """
@@ -55,8 +55,10 @@ def push(
 
 
 def _check_pushable(folder: Path, allow_sample: bool) -> None:
-    if missing := [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]:
-        raise UsageError(f"{folder} is not a complete checkpoint: {missing[0]} is missing.")
+    files = [folder / name for name in CHECKPOINT_FILES]
+    if missing := [file.name for file in files if not file.is_file() or not file.stat().st_size]:
+        raise UsageError(f"{folder} is not a complete checkpoint: {missing[0]} is missing or empty.")
+    load_checkpoint(folder)
     if allow_sample or not (folder / "run.json").is_file():  # an imported checkpoint has none
         return
     run, _ = read_run(folder)
