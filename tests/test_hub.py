@@ -192,6 +192,14 @@ def test_a_damaged_folder_is_not_pushed(finished, server, name, change, message)
     assert not server.requests
 
 
+def test_an_export_of_a_checkpoint_on_the_hub_keeps_license_tags_and_data(finished, server, tmp_path, run_script):
+    push(finished, "me/vit-mnist")
+    done = run_script("run_export.py", "--format", "vit", "--model", "me/vit-mnist", "--output", tmp_path / "vit")
+    assert done.code == 0, done.err
+    data = ModelCard.load(tmp_path / "vit" / "README.md").data
+    assert (data.license, data.datasets) == ("mit", ["ylecun/mnist"]) and "tiny" in data.tags
+
+
 def test_a_model_of_the_bundled_sample_needs_permission(finished, server):
     run = describe(finished) | {"data": {"source": SAMPLE.name}}
     (finished / "run.json").write_text(json.dumps(run))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 from huggingface_hub import ModelCardData, metadata_load
+from transformers.utils.hub import cached_file
 
 from ..cli.arguments import arg
 from ..cli.errors import UsageError
@@ -69,8 +70,9 @@ def run_export(args: ExportArguments) -> None:
 
 def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: list[str]) -> str:
     """The card of an export, with the license, the tags and the data of the checkpoint's own card, if it has one."""
-    original = Path(args.model, "README.md")
-    known = (metadata_load(original) if original.is_file() else None) or {}
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    original = cached_file(args.model, "README.md", **optional)
+    known = (metadata_load(original) if original else None) or {}
     data = ModelCardData(
         library_name={"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers"),
         pipeline_tag="image-classification", ignore_metadata_errors=True,
