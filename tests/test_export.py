@@ -225,6 +225,17 @@ def test_no_setting_of_the_processor_is_lost(tmp_path, form, name):
     torch.testing.assert_close(back, pixel_values, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["vit", "vit-rgb", "timm"])
+def test_the_place_of_an_arrays_channels_comes_along(tmp_path, form):
+    settings = {"input_data_format": "channels_last"}
+    _, _, lost = export_to(tmp_path / form, form, settings=settings)
+    assert [settings["input_data_format"] in sentence for sentence in lost] == [True] * (form == "timm")
+    if form != "timm":
+        stock = AutoImageProcessor.from_pretrained(tmp_path / form)
+        _, processor = import_checkpoint(tmp_path / form)
+        assert (stock.input_data_format, processor.input_data_format) == ("channels_last", "channels_last")
+
+
 @pytest.mark.parametrize("form", ["vit", "vit-rgb", "timm", "onnx"])
 def test_a_new_setting_is_refused_until_someone_writes_it(tmp_path, form, monkeypatch):
     processor = VitMnistImageProcessor()

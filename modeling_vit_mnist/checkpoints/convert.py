@@ -18,7 +18,9 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .folder import check_dtypes, find_non_finite, read_record
 from .settings import (
+    FRAMING,
     BASE_FIELDS,
+    SETTINGS,
     INITIALIZATION,
     UNUSED,
     changed_fields,
@@ -103,7 +105,7 @@ def hf_vit_processor(processor: VitMnistImageProcessor, channels: int):
     """transformers' processor with our settings, but for [`FRAMING`]."""
     from transformers.models.vit import ViTImageProcessor  # here, since it warns if torchvision is missing
 
-    settings = {name: getattr(processor, name) for name in ViTImageProcessor().to_dict().keys() - UNUSED}
+    settings = {name: getattr(processor, name) for name in SETTINGS - {*FRAMING, *UNUSED}}
     settings |= {name: bool(value) for name, value in settings.items() if name.startswith("do_")}
     settings |= {name: [float(np.ravel(settings[name])[0])] * channels for name in ("image_mean", "image_std")}
     size = {side: processor.size[side] for side in ("height", "width")}

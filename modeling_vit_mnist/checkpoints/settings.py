@@ -22,10 +22,14 @@ BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
 INITIALIZATION = {"initializer", "initializer_range"}
 # Settings about the image before it is rescaled. No other format has them.
 FRAMING = ("do_invert", "do_center", "background")
+# Settings that a user can replace by preparing images before. Their loss is named.
+NAMED = (*FRAMING, "do_resize", "input_data_format")
+# Settings of our processor. A saved one lacks `input_data_format` unless it is set.
+SETTINGS = {*VitMnistImageProcessor().to_dict(), "input_data_format"}
 # Entries of a saved processor that are not settings, or do nothing by themselves.
 UNUSED = {
     "auto_map", "crop_size", "data_format", "do_convert_rgb", "feature_extractor_type", "image_processor_type",
-    "image_seq_length", "input_data_format", "pad_size", "processor_class", "return_tensors",
+    "image_seq_length", "pad_size", "processor_class", "return_tensors",
 }  # fmt: skip
 
 
@@ -50,7 +54,7 @@ def describe_losses(processor: VitMnistImageProcessor, target: str, carried: Col
         name: value for name, value in processor.to_dict().items()
         if name not in UNUSED and name not in carried and (value or None) != (getattr(default, name, None) or None)
     }  # fmt: skip
-    refuse(target, {name: value for name, value in lost.items() if name not in (*FRAMING, "do_resize")})
+    refuse(target, {name: value for name, value in lost.items() if name not in NAMED})
     return [
         f"{name}={value!r} has no counterpart in {target}. Prepare images with VitMnistImageProcessor."
         for name, value in lost.items()
@@ -67,9 +71,8 @@ def normalization(processor: VitMnistImageProcessor) -> tuple[float, float]:
 
 def own_processor(folder: Path, settings: dict[str, Any], image_size: int) -> VitMnistImageProcessor:
     """Our processor with the settings of another. Raises [`UsageError`] for one that ours lacks."""
-    known = VitMnistImageProcessor().to_dict().keys()
-    refuse("vit-mnist", {k: value for k, value in settings.items() if value and k not in {*known, *UNUSED}})
-    own = {name: value for name, value in settings.items() if name in known - UNUSED}
+    refuse("vit-mnist", {k: value for k, value in settings.items() if value and k not in {*SETTINGS, *UNUSED}})
+    own = {name: value for name, value in settings.items() if name in SETTINGS - UNUSED}
     try:
         processor = VitMnistImageProcessor(**own)
     except ValueError as error:
