@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
 from modeling_vit_mnist.checkpoints import card
@@ -168,15 +168,33 @@ MISMATCH = "do not match this model: "
         ("model.safetensors", (20_000).to_bytes(8, "little") + b"{", UNREADABLE),
         ("model.safetensors", lambda state: {"a": torch.zeros(1)}, MISMATCH + "32 missing, such as head.bias"),
         ("model.safetensors", without_norm, MISMATCH + "1 missing, such as vit.norm.weight"),
-        ("model.safetensors", lambda state: state | {"head.weight": torch.zeros(26, 8)}, UNREADABLE),
+        (
+            "model.safetensors",
+            changed(**{"head.weight": torch.zeros(26, 8)}),
+            r"head.weight has .* \(26, 8\), not \(10, 8\)",
+        ),
+        ("config.json", changed(image_size=35), r"vit.pos_embed has the shape \(1, 17, 8\), not \(1, 26, 8\)"),
+        ("config.json", changed(id2label=["0"]), UNREADABLE),
+        ("config.json", changed(mlp_ratio="2"), UNREADABLE),
+        ("config.json", changed(dtype="foo"), UNREADABLE),
+        ("config.json", changed(problem_type="bogus"), "only single-label .* got problem_type='bogus'"),
         ("model.safetensors", changed(**{"head.bias": torch.full((10,), torch.nan)}), "head.bias holds weights"),
         ("model.safetensors", changed(**{"head.bias": torch.full((10,), torch.inf)}), "head.bias holds weights"),
         ("model.safetensors", changed(**{"vit.blocks.2.norm1.bias": torch.zeros(8)}), MISMATCH + "1 left over"),
-        ("model.safetensors", lambda state: {n: (9 * t).to(torch.int8) for n, t in state.items()}, "of type I8"),
-        ("model.safetensors", lambda state: {n: t.to(torch.float8_e5m2) for n, t in state.items()}, "of type F8_E5M2"),
+        (
+            "model.safetensors",
+            lambda state: {n: (9 * t).to(torch.int8) for n, t in state.items()},
+            "of type torch.int8",
+        ),
+        (
+            "model.safetensors",
+            lambda state: {n: t.to(torch.float8_e5m2) for n, t in state.items()},
+            "of type torch.float8_e5m2",
+        ),
         ("config.json", changed(num_hidden_layers=1), MISMATCH + "12 left over"),
         ("config.json", b"[1]", "holds a model of type None"),
         (PROCESSOR, b"{", UNREADABLE),
+        (PROCESSOR, b"null", "preprocessor_config.json holds no JSON object"),
         (PROCESSOR, b"[1]", "holds a processor of type None"),
         (PROCESSOR, changed(image_processor_type="ViTImageProcessor"), "a processor of type 'ViTImageProcessor'"),
         (PROCESSOR, changed(image_std=[0.0]), r"image_std must be .* got \(0\.0,\)"),
@@ -205,6 +223,35 @@ def test_broken_checkpoints_give_a_one_line_error(saved, tmp_path, file, change,
         done = run_script("run_inference.py", "--model", folder, *images)
         assert done.code == 2
         assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+        assert "LOAD REPORT" not in done.err
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_integer_weights_are_refused_in_any_file(saved, tmp_path, split):
+    """In one of several files, and in a file that the config names."""
+    folder = shutil.copytree(saved[0], tmp_path / "int8")
+    if split:
+        load_checkpoint(folder)[0].save_pretrained(folder, max_shard_size="2KB")
+        (folder / "model.safetensors").unlink()
+        path = max(folder.glob("model-*.safetensors"))
+    else:
+        config = json.loads((folder / "config.json").read_text()) | {"transformers_weights": "other.safetensors"}
+        (folder / "config.json").write_text(json.dumps(config))
+        path = shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    load_checkpoint(folder)
+    save_file({name: (40 * tensor).to(torch.int8) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UsageError, match=r"of type torch\.int8"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["return_dict", "output_hidden_states"])
+def test_what_the_config_says_about_outputs_does_not_stop_the_scripts(saved, tmp_path, name, run_script):
+    folder = shutil.copytree(saved[0], tmp_path / "outputs")
+    config = json.loads((folder / "config.json").read_text()) | {name: name != "return_dict"}
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = run_script("run_inference.py", "--model", saved[0], "--image", TINY / "digit-7.png")
+    done = run_script("run_inference.py", "--model", folder, "--image", TINY / "digit-7.png")
+    assert done.code == 0 and done.out.splitlines()[0] == expected.out.splitlines()[0], done.err
 
 
 def test_a_checkpoint_without_a_processor_gets_the_default_one(saved, tmp_path, caplog):
@@ -396,6 +443,16 @@ def test_a_measurement_of_another_model_is_not_shown(finished, change, shown, ca
         assert f"Ignoring {name}.json" in caplog.text
 
 
+def test_results_of_other_weights_are_refused(finished):
+    model, processor = load_checkpoint(finished)
+    records = {"run.json": describe(finished), "all_results.json": dict(RESULTS)}
+    save_checkpoint(finished, model, processor, card="# card", records=records)
+    card.renew(finished)
+    other_weights(finished)
+    with pytest.raises(UsageError, match=r"all_results\.json describes other weights"):
+        card.renew(finished)
+
+
 @pytest.mark.parametrize("content", ["{", '{"n": NaN}'])
 def test_an_unreadable_measurement_is_refused(finished, content):
     (finished / "robustness.json").write_text(content)
@@ -441,13 +498,3 @@ def test_card_of_other_images_does_not_mention_digits(saved, dataset):
     assert "digit" not in body and "MNIST" not in body and "for\n28x28 images" in body
     limits = text.partition("## Limits")[2]
     assert f"images like those of {dataset}" in limits and "digit" not in limits and "MNIST" not in limits
-def test_results_of_other_weights_are_refused(finished):
-    model, processor = load_checkpoint(finished)
-    records = {"run.json": describe(finished), "all_results.json": dict(RESULTS)}
-    save_checkpoint(finished, model, processor, card="# card", records=records)
-    card.renew(finished)
-    other_weights(finished)
-    with pytest.raises(UsageError, match=r"all_results\.json describes other weights"):
-        card.renew(finished)
-
-

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.dataclasses import strict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
@@ -405,7 +405,9 @@ def test_a_model_that_timm_has_saved_gives_the_same_logits(tmp_path, options):
         ({"preprocessor_config": {"image_std": [0.0] * 3}}, "image_std must be a positive"),
         ({"preprocessor_config": {"image_std": [float("nan")] * 3}}, "NaN is no number"),
         ({"preprocessor_config": {"image_processor_type": "CLIPImageProcessor"}}, "type 'CLIPImageProcessor'"),
-        ({"config": {"image_size": [28, 14]}}, "Cannot read the checkpoint|only squares"),
+        ({"config": {"image_size": [28, 14]}}, r"position_embeddings has .* not \(1, 9, 12\)"),
+        ({"config": {"problem_type": "multi_label_classification"}}, "only single-label classification"),
+        ({"config": {"hidden_size": "12"}}, "Cannot read the checkpoint"),
         ({"config": {"num_hidden_layers": 2}}, "do not match its config.json: .* is left over"),
         ({"config": {"model_type": "deit"}}, "neither a transformers ViT nor a timm model"),
     ],
@@ -444,16 +446,31 @@ def test_settings_of_a_transformers_vit_come_along(edited):
         (lambda tensor: tensor * torch.inf, "holds weights that are not finite"),
     ],
 )
-@pytest.mark.parametrize("form", ["vit", "timm", "pth"])
+@pytest.mark.parametrize("form", ["vit", "bin", "shards", "timm", "pth"])
 def test_weights_that_are_no_numbers_are_not_imported(edited, tmp_path, change, message, form):
     if form == "pth":
         path = tmp_path / "vit.pth"
         torch.save({name: change(tensor) for name, tensor in load_timm_state().items()}, path)
+    elif form == "bin":
+        path = edited("vit")
+        torch.save({name: change(t) for name, t in weights(path).items()}, path / "pytorch_model.bin")
+        (path / "model.safetensors").unlink()
+    elif form == "shards":
+        path = edited("vit")
+        ViTForImageClassification.from_pretrained(path).save_pretrained(path, max_shard_size="2KB")
+        (path / "model.safetensors").unlink()
+        for file in path.glob("*.safetensors"):
+            save_file({name: change(tensor) for name, tensor in load_file(file).items()}, file)
     else:
         path = edited(form)
         save_file({name: change(tensor) for name, tensor in weights(path).items()}, path / "model.safetensors")
     with pytest.raises(UsageError, match=message):
         import_checkpoint(path)
+
+
+def test_a_name_on_the_hub_is_not_imported(tmp_path, run_script):
+    done = run_script("run_export.py", "--format", "import", "--model", "me/a", "--output", tmp_path / "out")
+    assert done.code == 2 and "No file or folder 'me/a'. Only local ones can be imported" in done.err
 
 
 def load_timm_state():
@@ -594,7 +611,23 @@ def test_onnx_loses_no_setting(tmp_path, settings):
     assert json.loads(network.get_modelmeta().custom_metadata_map["labels"]) == list(names.values())
 
 
-@pytest.mark.parametrize("config", [{"num_channels": 3}, {"problem_type": "multi_label_classification"}])
+@pytest.mark.parametrize("config", [{"problem_type": "multi_label_classification"}, {"num_labels": 1}], ids=str)
+@pytest.mark.parametrize("form", ["timm", "onnx"])
+def test_other_problems_than_the_choice_of_a_class_are_refused(tmp_path, config, form):
+    with pytest.raises(UsageError, match="only single-label classification of two or more classes"):
+        export_to(tmp_path / form, form, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_onnx_refuses_weights_too_large_for_its_floats(tmp_path, dtype):
+    pytest.importorskip("onnxruntime")
+    model, processor = load_checkpoint(TINY, dtype=dtype)
+    model.head.weight.data.fill_(3e38 if dtype == torch.float32 else 1e300)
+    with pytest.raises(UsageError, match="output is not finite"):
+        export_onnx(model, processor, tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"num_channels": 3}])
 def test_onnx_refuses_what_its_graph_does_not_compute(tmp_path, config):
     pytest.importorskip("onnxruntime")
     with pytest.raises(UsageError, match=f"Cannot convert {next(iter(config))}="):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -570,3 +571,13 @@ def test_arguments_do_not_touch_the_disk(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kind()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_a_checkpoint_of_another_problem_is_refused(tmp_path, run_script, problem_type):
+    """A softmax of its logits would be no probabilities."""
+    folder = shutil.copytree(TINY, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text()) | {"problem_type": problem_type}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run_script("run_inference.py", "--model", folder, "--image", TINY / "digit-7.png")
+    assert done.code == 2 and f"got problem_type='{problem_type}' and num_labels=10" in done.err and not done.out

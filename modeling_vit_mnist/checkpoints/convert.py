@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.models.vit import ViTConfig, ViTForImageClassification
 
 from ..cli.errors import UsageError
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import check_dtypes, find_non_finite, read_record
+from .folder import UNREADABLE, check_dtypes, check_problem, check_shapes, find_non_finite, quiet, read_record
 from .settings import (
-    FRAMING,
     BASE_FIELDS,
-    SETTINGS,
+    FRAMING,
     INITIALIZATION,
+    SETTINGS,
     UNUSED,
     changed_fields,
     describe_losses,
@@ -131,6 +130,8 @@ def import_checkpoint(
     to be assumed is logged. Raises [`UsageError`] if it is missing, cannot be read, is not finite, or does what ours
     cannot."""
     path = Path(path)
+    if not path.exists():
+        raise UsageError(f"No file or folder {str(path)!r}. Only local ones can be imported: download it first.")
     if not path.is_dir():
         model = from_timm(read_state(path), num_attention_heads)
         logger.warning(
@@ -143,17 +144,24 @@ def import_checkpoint(
         if not isinstance(record, dict) or (record.get("model_type") != "vit" and "architecture" not in record):
             raise UsageError(f"{path} holds neither a transformers ViT nor a timm model.")
         model, processor = (_import_hf_vit if record.get("model_type") == "vit" else import_timm)(path)
+    check_problem(str(path), model.config)
     if fault := find_non_finite(model):
         raise UsageError(f"Cannot use the checkpoint in {path}: {fault}.")
     return model, processor
 
 
 def _import_hf_vit(folder: Path) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
-    check_dtypes(str(folder))
     try:
-        theirs, info = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, StrictDataclassError) as error:
+        check_dtypes(str(folder), read_record(folder / "config.json"), location={})
+        with quiet():
+            theirs, info = ViTForImageClassification.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except UsageError:
+        raise
+    except (OSError, *UNREADABLE) as error:
         raise UsageError(f"Cannot read the checkpoint in {folder}: {error}") from error
+    check_shapes(str(folder), info)
     if missing := sorted(info["missing_keys"]):
         raise UsageError(f"The checkpoint in {folder} is incomplete: {missing[0]} is missing.")
     # A classifier has neither of these, though a file can hold them.

@@ -15,8 +15,8 @@ from ..cli.errors import UsageError
 from ..cli.files import check_writable, replacing_files
 from ..configuration_vit_mnist import VitMnistConfig
 from .convert import export_vit, import_checkpoint
-from .folder import DEFAULT_MODEL, load_checkpoint, save_checkpoint
-from .onnx import export_onnx, quiet
+from .folder import DEFAULT_MODEL, load_checkpoint, quiet, save_checkpoint
+from .onnx import export_onnx
 from .timm import export_timm
 
 # Each writes a folder from a model and a processor, and returns a sentence for each setting that is lost.

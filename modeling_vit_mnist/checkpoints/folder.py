@@ -5,8 +5,12 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ import PIL.ImageDraw
 import torch
 from huggingface_hub.errors import HTTPError  # any failed connection
 from huggingface_hub.utils import yaml_dump
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+from transformers.modeling_utils import _get_resolved_checkpoint_files, load_state_dict
 from transformers.utils.hub import cached_file, resolve_revision
 
 from ..cli.assets import asset
@@ -39,10 +45,15 @@ RECORDS = ("run.json", "all_results.json", "history.json", *(f"{name}.json" for 
 # All files that describe one set of weights. A folder can hold other files, too: training checkpoints, logs, tokens.
 OWN_FILES = (*CHECKPOINT_FILES, *RECORDS, ".eval_results/*.yaml", "digit-?.png")
 CACHE_ADVICE = " If the copy in the cache is damaged, delete it or pass force_download=True."
+# What reading a damaged file, or a config with a value of the wrong type, can raise besides `OSError`.
+UNREADABLE = (
+    AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, SafetensorError,
+    huggingface_hub.errors.StrictDataclassError,
+)  # fmt: skip
 # Arguments of `from_pretrained` that say where to look.
 LOCATION = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
-# What safetensors calls the types of weights that the model computes in.
-FLOATS = ("F16", "BF16", "F32", "F64")
+# The types of weights that the model computes in.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Pen strokes in an image of 28x28 pixels: the examples of the card's widget.
 EXAMPLES = {
     "2": [(8, 9), (12, 5), (18, 7), (17, 13), (8, 22), (21, 22)],
@@ -62,7 +73,8 @@ def load_checkpoint(
 
     Raises:
         UsageError: the folder is missing or holds no checkpoint of this model; weights are missing, left over,
-            unreadable, not finite or not floats; or the processor is unreadable or made for another model.
+            unreadable, of other shapes, not finite or not floats; the config has a value of the wrong type, or is of
+            another problem than single-label classification; or the processor is unreadable or made for another model.
         ConnectionError: the Hub cannot be reached and the checkpoint is not cached.
         OSError: the download cannot be stored, for example because the disk is full.
     """
@@ -81,46 +93,88 @@ def load_checkpoint(
     known = {key: kwargs[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in kwargs}
     kwargs["revision"] = resolve_revision(name, **known)  # once, so that all files come from one commit
     location = {key: value for key, value in kwargs.items() if key in LOCATION}
+    kwargs.setdefault("return_dict", True)  # the scripts read outputs by name
     try:
         config, _ = VitMnistConfig.get_config_dict(name, **location)
         found = config.get("model_type") if isinstance(config, dict) else None
         if found != VitMnistConfig.model_type:
             raise UsageError(f"{name} holds a model of type {found!r}, not 'vit_mnist'.")
-        check_dtypes(name, kwargs.get("variant"), **location)
-        model, info = VitMnistForImageClassification.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=ignore_mismatched_sizes, use_safetensors=True,
-            **kwargs,
-        )  # fmt: skip
+        check_dtypes(name, config, location, variant=kwargs.get("variant"), use_safetensors=True)
+        with quiet():
+            model, info = VitMnistForImageClassification.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
+            )
         processor = _load_processor(name, model.config.image_size, location)
     except UsageError:
         raise
     except OSError as error:
         raise _explain(error, name, is_local) from error
-    except (SafetensorError, huggingface_hub.errors.StrictDataclassError, RuntimeError, ValueError) as error:
-        raise UsageError(f"Cannot read the checkpoint in {name}: {error}{'' if is_local else CACHE_ADVICE}") from error
+    except UNREADABLE as error:
+        is_type = isinstance(error, (AttributeError, LookupError, TypeError))
+        reason = f"config.json has a value of the wrong type ({error})." if is_type else str(error)
+        advice = "" if is_local else CACHE_ADVICE
+        raise UsageError(f"Cannot read the checkpoint in {name}: {reason}{advice}") from error
     for kind, keys in (("missing", info["missing_keys"]), ("left over", info["unexpected_keys"])):
         if keys:
             raise UsageError(
                 f"The weights in {name} do not match this model: {len(keys)} {kind}, such as {min(keys)}."
             )
+    if not ignore_mismatched_sizes:
+        check_shapes(name, info)
     if renewed := sorted(key for key, *_ in info["mismatched_keys"]):
         logger.warning("Newly initialized, since the shapes in %s differ: %s.", name, ", ".join(renewed))
+    check_problem(name, model.config)
     if fault := find_non_finite(model) or find_fault(processor, model.config.image_size):
         raise UsageError(f"Cannot use the checkpoint in {name}: {fault}.")
     return model, processor
 
 
-def check_dtypes(name: str, variant: str | None = None, **location) -> None:
-    """Raise [`UsageError`] if weights are not floats of 16 bits or more. transformers would cast integers silently,
-    without the scale that a quantizer has divided them by."""
-    file = f"model.{variant}.safetensors" if variant else "model.safetensors"
-    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **location)
-    if path is None:  # sharded
-        return
-    with safe_open(path, "pt") as weights:
-        for key in weights.keys():  # noqa: SIM118 - not iterable
-            if (dtype := weights.get_slice(key).get_dtype()) not in FLOATS:
-                raise UsageError(f"The weights in {name} are of type {dtype} ({key}), not one of {', '.join(FLOATS)}.")
+def check_dtypes(
+    name: str, config: dict[str, Any], location: dict[str, Any], variant: str | None = None,
+    use_safetensors: bool | None = None,
+) -> None:  # fmt: skip
+    """Raise [`UsageError`] if weights are not floats of 16 bits or more, in whatever files `from_pretrained` reads.
+    transformers would cast integers silently, without the scale that a quantizer has divided them by."""
+    files, _ = _get_resolved_checkpoint_files(
+        pretrained_model_name_or_path=name, variant=variant, gguf_file=None, use_safetensors=use_safetensors,
+        user_agent=None, is_remote_code=True,  # for which the Hub's bot is not asked to convert the weights
+        transformers_explicit_filename=config.get("transformers_weights"), download_kwargs=location,
+    )  # fmt: skip
+    for file in files or ():
+        for key, tensor in load_state_dict(file, map_location="meta").items():
+            if tensor.dtype not in FLOATS:
+                kinds = ", ".join(map(str, FLOATS))
+                raise UsageError(f"The weights in {name} are of type {tensor.dtype} ({key}), not one of {kinds}.")
+
+
+def check_shapes(name: str, info: dict[str, Any]) -> None:
+    """Raise [`UsageError`] if the loading info of transformers names weights of another shape than the model's."""
+    for key, found, expected in sorted(info["mismatched_keys"]):
+        shapes = f"{key} has the shape {tuple(found)}, not {tuple(expected)}"
+        raise UsageError(f"The weights in {name} do not match its config.json: {shapes}.")
+
+
+def check_problem(name: str, config: PreTrainedConfig) -> None:
+    """Raise [`UsageError`] if a model does not choose one of several classes: a softmax would make no probabilities of
+    its logits."""
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise UsageError(
+            f"Cannot use {name}: only single-label classification of two or more classes is supported, "
+            f"got problem_type={config.problem_type!r} and num_labels={config.num_labels}."
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the warnings and reports of other packages, where this one says what matters."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> VitMnistImageProcessor:
@@ -135,7 +189,7 @@ def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> Vit
                 raise
             logger.warning("%s has no preprocessor_config.json: using MNIST's mean and standard deviation.", name)
             return VitMnistImageProcessor(size=image_size)
-        raise
+        raise ValueError("preprocessor_config.json holds no JSON object.") from None
     kind = settings.get("image_processor_type", "VitMnistImageProcessor") if isinstance(settings, dict) else None
     if kind != "VitMnistImageProcessor":
         raise UsageError(f"{name} holds a processor of type {kind!r}, not 'VitMnistImageProcessor'.")
@@ -208,9 +262,16 @@ def save_checkpoint(
             if card is not None:
                 (staging / "README.md").write_text(card, encoding="utf-8")
             draw_examples(staging, model.config.id2label.values())
+            if results := records.get("all_results.json"):
+                results["weights"] = hash_weights(staging)
             write_records(staging, records)
     except SafetensorError as error:
         raise OSError(f"Cannot save the checkpoint to {folder}: {error}") from error
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 hash of the weights in a checkpoint folder."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def write_records(folder: Path, records: dict[str, Any]) -> None:
@@ -256,10 +317,3 @@ def draw_examples(folder: Path, labels: Any) -> None:
         image = PIL.Image.new("L", (28, 28))
         PIL.ImageDraw.Draw(image).line(EXAMPLES[label], fill=255, width=2, joint="curve")
         image.save(folder / f"digit-{label}.png")
-            if results := records.get("all_results.json"):
-                results["weights"] = hash_weights(staging)
-def hash_weights(folder: Path) -> str:
-    """SHA-256 hash of the weights in a checkpoint folder."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-

@@ -2,19 +2,17 @@
 
 import copy
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .convert import CHANNEL_WEIGHTS, hf_vit_config, hf_vit_processor
+from .folder import check_problem, quiet
 from .settings import describe_losses, normalization, refuse
 
 
@@ -62,8 +60,7 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
 
     if model.config.num_channels != 1:
         refuse("the ONNX export, which takes gray images,", {"num_channels": model.config.num_channels})
-    if model.config.problem_type not in (None, "single_label_classification"):
-        refuse("the ONNX export, which ends in a softmax,", {"problem_type": model.config.problem_type})
+    check_problem("this model", model.config)
     config, stock = hf_vit_config(model.config, 3), hf_vit_processor(processor, 3)
     lost = describe_losses(processor, "ONNX", stock.to_dict())
     if model.dtype != torch.float32:
@@ -87,23 +84,13 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     return lost
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the exporters' progress reports and warnings about optional packages."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
 def _write_onnx(module: nn.Module, example: torch.Tensor, given: str, result: str, labels: str, path: Path) -> None:
     import onnx
 
     shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.inference_mode():
+        if not module(example).isfinite().all():
+            raise UsageError("Cannot export to ONNX: its output is not finite. The weights are too large for float32.")
     names: dict[str, Any] = {"input_names": [given], "output_names": [result]}
     with quiet():
         program = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)

@@ -17,7 +17,7 @@ from ..cli.errors import UsageError
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import read_record
+from .folder import FLOATS, check_problem, read_record
 from .settings import (
     BASE_FIELDS,
     INITIALIZATION,
@@ -73,6 +73,7 @@ def export_timm(model, processor, folder: Path) -> list[str]:
     """Folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads with every weight. Returns a sentence
     for each setting that is lost. Raises [`UsageError`] if the logits would change."""
     config = model.config
+    check_problem("this model", config)
     carried = {*NAMES, "intermediate_size", "hidden_act", "hidden_dropout_prob", "layer_norm_eps"}
     refuse("timm", changed_fields(config, besides=carried | INITIALIZATION | BASE_FIELDS))
     if config.layer_norm_eps != LAYER_NORM_EPS:
@@ -205,7 +206,7 @@ def from_timm(
     """Our model with timm's weights. Raises [`UsageError`] if they are of another network, or not floats."""
     try:
         for name, tensor in state.items():
-            if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            if tensor.dtype not in FLOATS:
                 raise ValueError(f"{name} is of type {tensor.dtype}")
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
