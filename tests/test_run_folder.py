@@ -435,12 +435,13 @@ def test_folders_of_the_user_are_never_deleted(stopped, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("all_results.json", "{"), ("all_results.json", "{}"), ("run.json", "[]")]
+    ("name", "content"),
+    [("all_results.json", "{"), ("all_results.json", "{}"), ("run.json", "[]"), ("model.safetensors", "other")],
 )
 def test_damaged_records_of_a_finished_run_are_named(finished, tmp_path, name, content):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     (folder / name).write_text(content)
-    with pytest.raises(UsageError, match=rf"{name}.* damaged: pass --overwrite"):
+    with pytest.raises(UsageError, match=rf"{name}.*Pass --overwrite to train it again"):
         train(*arguments(folder))
     train(*arguments(folder, "--overwrite"))
     assert train(*arguments(folder)) == json.loads((folder / "all_results.json").read_text())

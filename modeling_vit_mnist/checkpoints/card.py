@@ -88,6 +88,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         run, results = (read_record(folder / name) for name in ("run.json", "all_results.json"))
         if missing := [name for name in ("model", "data", "training") if name not in run]:
             raise UsageError(f"run.json lacks {missing[0]!r}")
+        if "test_accuracy" not in results:
+            raise UsageError("all_results.json lacks 'test_accuracy'")
         if "weights" in results and results["weights"] != hash_weights(folder):  # older versions did not record it
             raise UsageError("all_results.json describes other weights than model.safetensors")
     except (OSError, UsageError, TypeError) as error:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 from transformers import TrainerCallback
 
+from ..checkpoints.card import read_run
 from ..cli.errors import UsageError
 from ..cli.files import finish_replacing, write_text
 from ..data.arguments import DataArguments
@@ -113,13 +114,15 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
     """
     if args.process_index == 0:
         finish_replacing(folder)
-    is_finished = (folder / RESULTS_FILE).is_file()
-    finished, results = _read(folder / RUN_FILE), _read(folder / RESULTS_FILE) or {}
-    if is_finished and not args.overwrite and (finished is None or "test_accuracy" not in results):
-        raise UsageError(f"The records {RUN_FILE} and {RESULTS_FILE} in {folder} are damaged: pass --overwrite.")
+    finished = None
+    if (folder / RESULTS_FILE).is_file() and not args.overwrite:
+        try:
+            finished, _ = read_run(folder)
+        except UsageError as error:
+            raise UsageError(f"{error}. Pass --overwrite to train it again.") from error
     unfinished = _read(folder / UNFINISHED_FILE)
     is_unfinished = unfinished is not None and not any(differences(unfinished, run))
-    if is_finished and not args.overwrite and not any(differences(finished, run)):
+    if finished and not any(differences(finished, run)):
         if is_unfinished and args.process_index == 0:  # killed before it cleaned up, or while it trained again
             close_run(folder, args)
         return folder / RESULTS_FILE
@@ -127,7 +130,7 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
     if is_unfinished:
         return checkpoint or last_complete_checkpoint(folder)
     if not args.overwrite:
-        _check_unused(folder, unfinished or (finished if is_finished else None), run)
+        _check_unused(folder, unfinished or finished, run)
     if checkpoint is not None:
         _check_continues(checkpoint, run, args)
         if checkpoint.resolve().parent == folder.resolve():
