@@ -1,50 +1,26 @@
-"""Datasets as they come: from the Hub, a folder, IDX files, or the bundled sample."""
+"""Datasets as they come: from the Hub, a folder, or the bundled sample."""
 
-import errno
-import glob
-import gzip
 import logging
 import os
 import re
 import socket
-import struct
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
 
 import datasets
 import huggingface_hub
-import numpy as np
-import pyarrow.parquet
-from datasets.data_files import (
-    FILES_TO_IGNORE,
-    NON_WORDS_CHARS,
-    SPLIT_KEYWORDS,
-    DataFilesDict,
-    DataFilesList,
-    sanitize_patterns,
-)
-from datasets.info import DatasetInfosDict
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.utils.metadata import MetadataConfigs
+from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.utils import httpx
 
 from ..cli.assets import asset
 from ..cli.errors import UsageError
-from ..cli.files import check_writable
 from .arguments import DATASET_VARIABLE, DEFAULT_DATASET, DataArguments
+from .folders import SPLITS, RawDatasets, blame, causes, load_from_folder
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 SAMPLE = asset("data/mnist-5k")
-TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
-SHARD = r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\..*"  # a file of a split in `datasets`' own layout
-RawDatasets = dict[str, Any]  # DatasetDict or IterableDatasetDict
 
 
 def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
@@ -63,9 +39,9 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
                 f"The Hub cannot be reached and {DEFAULT_DATASET} is not cached: using the bundled sample of 5,000 "
                 f"MNIST digits. To use all of MNIST, pass --dataset_name FOLDER or set {DATASET_VARIABLE}."
             )
-            raw, name = _load_from_folder(SAMPLE, args.streaming), SAMPLE.name
+            raw, name = load_from_folder(SAMPLE, args.streaming), SAMPLE.name
     elif Path(name).exists():
-        raw, name = _load_from_folder(Path(name), args.streaming), Path(name).resolve().name
+        raw, name = load_from_folder(Path(name), args.streaming), Path(name).resolve().name
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
         raw = _load_from_hub(name, args.streaming)
     else:
@@ -103,35 +79,12 @@ def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
             raise ConnectionError(
                 f"The Hub cannot be reached and {name} is not cached: pass --dataset_name FOLDER, or try again online."
             ) from error
-        _blame(error, name)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__
+        blame(error, name)
 
 
 def _is_connection_failure(error: Exception) -> bool:
     kinds = (ConnectionError, TimeoutError, socket.gaierror, httpx.TransportError)
-    return any(isinstance(cause, kinds) for cause in _causes(error))
-
-
-def _blame(error: Exception, dataset: str) -> NoReturn:
-    """Raise what made loading fail: an unwritable cache folder or a full disk is not the dataset's fault."""
-    cause = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
-    if cause is not None:
-        try:
-            check_writable(Path(datasets.config.HF_DATASETS_CACHE))
-        except UsageError as unwritable:
-            raise UsageError(
-                f"{str(unwritable).rstrip('.')}. datasets keeps its cache there: set HF_HOME to another folder."
-            ) from error
-        if cause.errno not in (None, errno.ENOENT):
-            raise cause
-    reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-    raise UsageError(f"Cannot read the dataset in {dataset}: {reason[0]}") from error
+    return any(isinstance(cause, kinds) for cause in causes(error))
 
 
 def _hub_is_reachable(timeout: float = 3.0) -> bool:
@@ -147,180 +100,3 @@ def _hub_is_reachable(timeout: float = 3.0) -> bool:
     thread.start()
     thread.join(timeout)
     return bool(answers)
-
-
-def _load_from_folder(folder: Path, streaming: bool) -> Any:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file: a dataset is a folder.")
-    if "::" in str(folder.resolve()):  # fsspec takes it for an address inside an archive
-        raise UsageError(f"datasets cannot read a folder with '::' in its path: rename {folder.resolve()}.")
-    try:
-        if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            return datasets.load_from_disk(str(folder))
-        saved = [part for part in sorted(folder.iterdir()) if (part / "state.json").is_file()]
-        if saved:
-            return {part.name: datasets.load_from_disk(str(part)) for part in saved}
-        return _load_idx(folder) or _load_files(folder, streaming)
-    except UsageError:
-        raise
-    except Exception as error:  # each format raises exceptions of its own
-        _blame(error, str(folder))
-
-
-def _load_files(folder: Path, streaming: bool) -> RawDatasets:
-    """A folder of images or tables. The files are listed here, since `datasets` takes characters such as "[" of a path
-    for a pattern, and takes two folders of one name whose cards are equal for one dataset."""
-    root = folder.resolve()
-    name, features, splits = _read_card(root)
-    splits = splits or _split_files(_choose_files(_list_files(root), folder), folder)
-    lists = {}
-    for split, files in splits.items():
-        stats = [(root / file).stat() for file in files]
-        origins = [(f"{stat.st_mtime_ns} {stat.st_size}",) for stat in stats]  # a changed file is read again
-        lists[split] = DataFilesList([str(root / file) for file in files], origins)
-    schemas = {split: {_class_names(root / file) for file in files} - {None} for split, files in splits.items()}
-    for split, found in schemas.items():
-        if len(found) > 1 and features is None:
-            raise UsageError(f"The files of the {split} split in {folder} name their classes differently.")
-    options: dict[str, Any] = {"path": str(folder), "name": name, "features": features, "streaming": streaming}
-    if len(set(chain(*schemas.values()))) < 2 or features is not None:
-        raw = datasets.load_dataset(**options, data_files=lists)
-    else:  # loaded at once, all splits would get the class names of the first
-        raw = {
-            split: datasets.load_dataset(**options, data_files={split: lists[split]}, split=split) for split in lists
-        }
-    images = [file for file in chain(*splits.values()) if file.suffix.lower() in ImageFolder.EXTENSIONS]
-    if images and all(len(dataset.features) == 1 for dataset in raw.values()):
-        shallow, deep = (pick(images, key=lambda file: len(file.parts)) for pick in (min, max))
-        raise UsageError(
-            f"The images in {folder} have no labels: they need two or more class folders, all at one depth (found "
-            f"{shallow} and {deep}), or a metadata.csv with the columns file_name and label."
-        )
-    return raw
-
-
-def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[str, list[Path]]]:
-    """Name of the default configuration in the dataset card, features of its columns, and files of its splits, as far
-    as the card holds them."""
-    if not (root / "README.md").is_file():
-        return None, None, {}
-    data = huggingface_hub.DatasetCard.load(root / "README.md", ignore_metadata_errors=True).data
-    configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
-    name = configs.get_default_config_name() if configs else next(iter(infos), "default")
-    if name is None:
-        raise UsageError(f"The card of {root} lists configurations without a default: {', '.join(configs)}.")
-    features = infos[name].features if name in infos else None
-    config = configs.get(name, {})
-    if "data_files" not in config:
-        return (name if configs else None), features, {}
-    base = glob.escape((root / config.get("data_dir", "")).as_posix())
-    files = DataFilesDict.from_patterns(sanitize_patterns(config["data_files"]), base_path=base)
-    return name, features, {split: [Path(file) for file in files[split]] for split in files}
-
-
-def _list_files(root: Path) -> list[Path]:
-    """The files in a folder, relative to it, in the order of their paths, without what `datasets` ignores."""
-    files = []
-    for directory, folders, names in os.walk(root, followlinks=True):
-        real = Path(directory).resolve()
-        folders[:] = [
-            name for name in folders
-            if not name.startswith((".", "__")) and not real.is_relative_to(Path(directory, name).resolve())
-        ]  # fmt: skip
-        files += [Path(directory, name).relative_to(root) for name in names if not name.startswith(".")]
-    ignored = {*FILES_TO_IGNORE, "Thumbs.db", "desktop.ini"}
-    return sorted((file for file in files if file.name not in ignored), key=Path.as_posix)
-
-
-def _choose_files(files: list[Path], folder: Path) -> list[Path]:
-    """The images and their metadata, or the tables of the most common kind. Warns of other files beside images."""
-    images = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
-    metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
-    kinds = Counter(file.suffix for file in files if file.suffix in TABLES and file not in metadata)
-    if len(images) > kinds[".parquet"] and len(images) >= kinds.total():  # each image may have a JSON file beside it
-        chosen = set(images + metadata)
-        if others := [file for file in files if file not in chosen]:
-            logger.warning("Ignoring %d files in %s that are no images, such as %s.", len(others), folder, others[0])
-    else:
-        kind = max(kinds, key=lambda suffix: (kinds[suffix], suffix == ".parquet"), default=None)
-        chosen = {file for file in files if kind in (None, file.suffix)}
-    return [file for file in files if file in chosen]
-
-
-def _split_files(files: list[Path], folder: Path) -> dict[str, list[Path]]:
-    """The files of each split, by the names of folders, else of files, as in `datasets`. The outermost name decides. A
-    folder that holds images but neither class folders nor metadata is a class, whatever its name. Warns of files in no
-    split."""
-    is_metadata = {file: file.name in ImageFolder.METADATA_FILENAMES for file in files}
-    are_images = any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files)
-    depth = -2 if are_images and not any(is_metadata.values()) else -1
-    by_folder = {file: _split_of(file.parts[:depth]) for file in files}
-    by_name = {file: _split_of(file.parts[-1:]) for file in files}
-    by_shard = {file: match[1] for file in files if (match := re.fullmatch(SHARD, file.as_posix()))}
-    chosen: Mapping[Path, str | None]
-    if by_shard:
-        chosen = {file: by_shard.get(file) for file in files}
-    elif any(by_folder.values()):
-        chosen = by_folder
-    elif all(by_name.values()) or (any(by_name.values()) and not are_images):
-        chosen = by_name
-    else:
-        chosen = dict.fromkeys(files, "train")
-    if left := [file for file, split in chosen.items() if not split]:
-        logger.warning("Ignoring %d files in %s that are in no split, such as %s.", len(left), folder, left[0])
-    splits = sorted({split for split in chosen.values() if split}, key=lambda split: (split not in SPLITS, split))
-    return {split: [file for file in files if chosen[file] == split] for split in splits}
-
-
-def _split_of(names: tuple[str, ...]) -> str | None:
-    """The split that the first of the names of folders or files with a keyword of `datasets` names."""
-    for name in names:
-        for split, words in SPLIT_KEYWORDS.items():
-            if re.fullmatch(rf"(.*[{NON_WORDS_CHARS}])?({'|'.join(words)})([{NON_WORDS_CHARS}].*)?", name):
-                return str(split)
-    return None
-
-
-def _class_names(file: Path) -> tuple | None:
-    """Class names in the schema of a parquet file, by column; `None` for other files."""
-    if file.suffix != ".parquet":
-        return None
-    features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
-    return tuple((name, *kind.names) for name, kind in features.items() if isinstance(kind, datasets.ClassLabel))
-
-
-def _load_idx(folder: Path) -> datasets.DatasetDict | None:
-    """The four files that MNIST was published as, gzipped or not; `None` if the folder holds none of them."""
-    splits = {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images, labels = (_read_idx(folder, f"{prefix}-{kind}-ubyte*") for kind in ("images?idx3", "labels?idx1"))
-        if images is None and labels is None:
-            continue
-        if images is None or labels is None:
-            raise UsageError(f"{folder} lacks the images or the labels of its {split} split.")
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-            shapes = f"images {images.shape}, labels {labels.shape}"
-            raise UsageError(f"The IDX files of the {split} split in {folder} do not match: {shapes}.")
-        image_feature = datasets.Array2D(images.shape[1:], "uint8")
-        features = datasets.Features({"image": image_feature, "label": datasets.Value("int64")})
-        splits[split] = datasets.Dataset.from_dict({"image": images, "label": labels.astype(np.int64)}, features)
-    return datasets.DatasetDict(splits) if splits else None
-
-
-def _read_idx(folder: Path, pattern: str) -> np.ndarray | None:
-    """An IDX file of unsigned bytes: two zeros, the type 8, the rank, the big-endian sizes, the values."""
-    path = next(iter(sorted(folder.glob(pattern))), None)
-    if path is None:
-        return None
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
-        raise UsageError(f"Cannot read {path}: {error}") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise UsageError(f"{path} is not an IDX file of bytes: it begins with {content[:4].hex()}.")
-    header = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:header].ljust(header - 4, b"\0"))
-    if len(content) != header + int(np.prod(shape)):
-        raise UsageError(f"{path} is cut off or too long: {len(content)} bytes for the shape {shape}.")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

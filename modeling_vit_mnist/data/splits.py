@@ -15,8 +15,9 @@ import torch
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DEFAULT_DATASET, DataArguments
+from .folders import SPLITS, RawDatasets
 from .images import ImageDataset
-from .sources import SPLITS, RawDatasets, load_raw
+from .sources import load_raw
 from .streaming import ALL_HASHES, ImageStream, open_stream
 
 logger = logging.getLogger(__name__)
