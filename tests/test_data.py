@@ -846,3 +846,30 @@ def test_an_unwritable_cache_folder_is_blamed_itself(few, tmp_path, monkeypatch)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     with pytest.raises(UsageError, match=r"Cannot write to the folder .*file.cache: .*set HF_HOME to another folder"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["saved", "parquet"])
+def test_all_splits_use_the_same_columns(layout, tmp_path):
+    """Where the splits list several columns of a kind in different orders, or one split has further columns."""
+    number, parity = datasets.Value("int64"), datasets.ClassLabel(names=["even", "odd"])
+    classes = datasets.ClassLabel(names=["a", "b", "c"])
+    base = {"image": datasets.Image(), "mask": datasets.Image()}
+    orders = {
+        "order": ({**base, "fine": classes, "coarse": parity}, ["mask", "image", "coarse", "fine"]),
+        "further": ({**base, "label": number}, ["writer", "mask", "label", "image"]),
+    }
+    rows = {"image": [digit(n) for n in range(24)], "mask": [digit(100 + n) for n in range(24)]}
+    rows |= {"fine": [0, 1, 2] * 8, "label": [0, 1, 2] * 8, "coarse": [0, 1] * 12, "writer": [0, 1] * 12}
+    for name, (features, reordered) in orders.items():
+        orders = {"train": features, "test": {name: {**features, "writer": parity}[name] for name in reordered}}
+        parts = {
+            split: datasets.Dataset.from_dict({name: rows[name] for name in order}, datasets.Features(order))
+            for split, order in orders.items()
+        }
+        if layout == "saved":
+            datasets.DatasetDict(parts).save_to_disk(tmp_path / name)
+        for split, part in parts.items() if layout == "parquet" else ():
+            part.to_parquet(tmp_path / name / f"{split}.parquet")
+        for splits in both_ways(tmp_path / name, ["test"]):
+            assert np.array_equal(splits["test"].images.numpy(), [np.asarray(image) for image in rows["image"]])
+            assert splits["test"].labels.tolist() == rows["fine"]

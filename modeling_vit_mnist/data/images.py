@@ -76,18 +76,24 @@ class ImageDataset(torch.utils.data.Dataset):
         return replace(parts[0], images=torch.cat(images), labels=torch.cat(labels))
 
 
-def find_columns(dataset: Any, split: str, args: DataArguments) -> tuple[str, str]:
-    """The columns of images and labels of a split, or [`UsageError`] if it has none."""
-    found = []
+def find_columns(splits: dict[str, Any], args: DataArguments) -> tuple[str, str]:
+    """The columns of images and labels, the same in all splits, or [`UsageError`] if a split lacks one. Columns that
+    all splits have are preferred, then the order of the first split decides."""
+    found: list[str] = []
+    features = next(iter(splits.values())).features
     arrays = (datasets.Image, datasets.Array2D, datasets.Array3D)
     kinds: dict[str, tuple[type, ...]] = {"image": arrays, "label": (datasets.ClassLabel,)}
     for name, kind in kinds.items():
         column = getattr(args, f"{name}_column_name")
         if column is None:
-            column = next((column for column, feature in dataset.features.items() if isinstance(feature, kind)), name)
-        if column not in dataset.column_names:
-            listed = ", ".join(dataset.column_names[:10]) + (", ..." if len(dataset.column_names) > 10 else "")
-            raise UsageError(f"The {split} split has no column {column!r}, only {listed}: pass --{name}_column_name.")
+            candidates = [*(column for column, feature in features.items() if isinstance(feature, kind)), name]
+            column = max(candidates, key=lambda column: sum(column in split.column_names for split in splits.values()))
+        for split, dataset in splits.items():
+            if column not in dataset.column_names:
+                listed = ", ".join(dataset.column_names[:10]) + (", ..." if len(dataset.column_names) > 10 else "")
+                raise UsageError(
+                    f"The {split} split has no column {column!r}, only {listed}: pass --{name}_column_name."
+                )
         if column in found:
             raise UsageError(f"The column {column!r} cannot hold both images and labels: pass --{name}_column_name.")
         found.append(column)

@@ -16,7 +16,7 @@ from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DEFAULT_DATASET, DataArguments
 from .folders import SPLITS, RawDatasets
-from .images import ImageDataset
+from .images import ImageDataset, find_columns
 from .sources import load_raw
 from .streaming import ALL_HASHES, ImageStream, open_stream
 
@@ -127,7 +127,9 @@ def open_splits(
     """All splits as streams, with their classes numbered in the same way, by name, and these names. Splits with text
     labels are surveyed. Raises [`UsageError`] if the classes of the splits cannot be matched, or contradict
     `--num_labels`."""
-    streams = {name: open_stream(raw[name], name, source, processor, args) for name in SPLITS if name in raw}
+    used = {name: raw[name] for name in SPLITS if name in raw}
+    columns = find_columns(used, args)
+    streams = {name: open_stream(dataset, name, source, columns, processor, args) for name, dataset in used.items()}
     listed = {name: stream.names for name, stream in streams.items() if stream.has_named_classes}
     found = {str(label) for stream in streams.values() if stream.is_text for label in stream.survey().labels}
     names = list(dict.fromkeys(name for own in listed.values() for name in own))

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DataArguments
-from .images import ImageDataset, check_labels, decode_images, find_columns, read_encoded, without_decoding
+from .images import ImageDataset, check_labels, decode_images, read_encoded, without_decoding
 
 CHUNK = 1000  # images read at a time
 SHUFFLE_BUFFER = 50_000  # images among which the next ones are drawn: about MNIST's size, and 40 MB
@@ -270,14 +270,15 @@ def iterate(chunks: Iterable[ImageDataset]) -> Iterator[dict[str, torch.Tensor]]
 
 
 def open_stream(
-    dataset: Any, split: str, source: str, processor: VitMnistImageProcessor, args: DataArguments
-) -> ImageStream:
+    dataset: Any, split: str, source: str, columns: tuple[str, str], processor: VitMnistImageProcessor,
+    args: DataArguments,
+) -> ImageStream:  # fmt: skip
     """A split of the dataset as a stream. Its names are empty if its labels are text."""
     if not isinstance(dataset, datasets.IterableDataset):
         if len(dataset) == 0:
             raise UsageError(f"The {split} split of {source} is empty.")
         dataset = dataset.to_iterable_dataset()
-    image_column, label_column = find_columns(dataset, split, args)
+    image_column, label_column = columns
     feature = dataset.features[label_column]
     if not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
         raise UsageError(
@@ -288,7 +289,6 @@ def open_stream(
         names = feature.names
     else:
         names = [] if feature.dtype in TEXT else [str(label) for label in range(args.num_labels or 10)]
-    columns = (image_column, label_column)
     stream = without_decoding(dataset.select_columns(list(columns)), image_column)
     return ImageStream(
         stream, split, source, names, processor, columns, hash_seed=args.split_seed,
