@@ -169,10 +169,10 @@ def test_a_validation_split_of_its_own_is_used(few, tmp_path):
 
 def test_without_a_test_split_a_sixth_of_train_is_held_out(few, tmp_path, caplog):
     datasets.concatenate_datasets(list(as_dataset(few).values())).save_to_disk(str(tmp_path))
-    digits = load(tmp_path, validation_size=10)
+    digits, _ = both_ways(tmp_path, validation_size=10)
     assert [len(digits[name]) for name in ("train", "validation", "test")] == [40, 10, 10]
     assert digits["test"].labels.bincount().tolist() == [1] * 10
-    assert "no test split" in caplog.text
+    assert caplog.text.count("has no test split: holding out a sixth of its train split") == 2
 
 
 @pytest.mark.parametrize("held", [("train",), ("train", "test"), ("train", "validation")])
@@ -418,6 +418,16 @@ def test_a_bad_image_of_any_kind_is_named_or_skipped(name, streaming, tmp_path, 
         test = (stream_images if streaming else load_images)(args, PROCESSOR, ["test"])["test"].take(None)
         assert test.labels.tolist() == expected and "Skipped image 2 of the test split" in caplog.text
         assert np.array_equal(test.images.numpy(), [np.asarray(digit(number)) for number in expected])
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_image_of_a_stream_is_named_by_its_place_in_the_dataset(split, tmp_path):
+    """Where splits are held out of `train`, it holds the image."""
+    table = {"image": [f"torn {number}".encode() for number in range(60)], "label": [0, 1] * 30}
+    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    args = DataArguments(dataset_name=str(tmp_path), streaming=True)
+    with pytest.raises(UsageError, match=r"Cannot read image \d+ of the train split"):
+        stream_images(args, PROCESSOR, [split])[split].take()
 
 
 def test_a_flat_vector_is_refused_by_number(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DEFAULT_DATASET, DataArguments
-from .folders import SPLITS, RawDatasets
+from .folders import SPLITS
 from .images import ImageDataset, find_columns
 from .sources import load_raw
 from .streaming import ALL_HASHES, ImageStream, open_stream
@@ -42,22 +42,17 @@ def load_images(
     """
     if args.streaming:
         raise UsageError("--streaming works in training and inference only.")
-    raw, source = load_raw(args)
     splits = list(splits)
-    needs_train = "train" in splits or not set(splits) <= set(raw)  # each missing split is taken from train
-    if needs_train and "train" not in raw:
-        raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
-    streams, names = open_splits(raw, source, processor, args)
-    wanted = {*splits, "train"} if needs_train else set(splits)
+    streams, names, held_out = open_splits(args, processor, splits)
+    wanted = {*splits, *(["train"] if held_out else [])}
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
     _recognize_mnist(loaded)
 
     # Always in this order, so that a split does not depend on which others are loaded.
-    if needs_train and "test" not in raw:
-        logger.warning("%s has no test split: holding out a sixth of its train split.", source)
+    if "test" in held_out:
         size = max(1, len(loaded["train"]) // 6)
         loaded["train"], loaded["test"] = _hold_out(loaded["train"], "test", size, args)
-    if needs_train and "validation" not in raw and splits != ["test"]:
+    if "validation" in held_out and splits != ["test"]:
         size = _validation_size(len(loaded["train"]), args)
         loaded["train"], loaded["validation"] = _hold_out(loaded["train"], "validation", size, args)
     taken = {
@@ -75,32 +70,28 @@ def stream_images(
 
     If a split is taken from `train`, or several are requested, the dataset is read once first, without decoding, to
     count images and check labels."""
-    raw, source = load_raw(args)
     splits = list(splits)
-    held_out = [split for split in ("test", "validation") if split not in raw]
-    if "train" not in raw and (set(splits) & {"train", *held_out}):
-        raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
-    origins = {split: split if split in raw else "train" for split in splits}
-    whole, names = open_splits(raw, source, processor, args)
+    whole, names, held_out = open_splits(args, processor, splits)
+    origins = {split: split if split in whole else "train" for split in splits}
     if len(splits) > 1:
         for name in dict.fromkeys(origins.values()):
             whole[name].survey()
     ranges = {}
-    if held_out and "train" in origins.values():
+    if held_out:
         ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args)
 
     streams: dict[str, ImageDataset | ImageStream] = {}
     classes = {}
     for split, origin in origins.items():
         limit = args.max_train_samples if split == "train" else args.max_eval_samples
-        stream = replace(whole[origin], split=split, limit=limit)
+        stream = replace(whole[origin], limit=limit)  # messages name the split that holds the image
         if stream.surveyed is not None:
             if origin == "train":
                 stream.hash_range = ranges.get(split, ALL_HASHES)
             classes[split] = stream.contents()[1]
             stream.num_images = len(classes[split])
             if stream.num_images == 0:
-                raise UsageError(f"The {split} split of {source} is empty.")
+                raise UsageError(f"The {split} split of {stream.source} is empty.")
         streams[split] = stream.take() if split == "validation" else stream
     _warn_of_untrained_classes(classes, names)
     return streams
@@ -122,11 +113,20 @@ def fingerprint(splits: Mapping[str, ImageDataset | ImageStream]) -> str:
 
 
 def open_splits(
-    raw: RawDatasets, source: str, processor: VitMnistImageProcessor, args: DataArguments
-) -> tuple[dict[str, ImageStream], list[str]]:
-    """All splits as streams, with their classes numbered in the same way, by name, and these names. Splits with text
-    labels are surveyed. Raises [`UsageError`] if the classes of the splits cannot be matched, or contradict
+    args: DataArguments, processor: VitMnistImageProcessor, splits: list[str]
+) -> tuple[dict[str, ImageStream], list[str], list[str]]:
+    """All splits of the dataset as streams, with their classes numbered in the same way, by name; these names; and
+    the splits to hold out of `train`, if `splits` needs it. Splits with text labels are surveyed. Raises
+    [`UsageError`] if `train` is needed and missing, or the classes of the splits cannot be matched or contradict
     `--num_labels`."""
+    raw, source = load_raw(args)
+    held_out = []
+    if "train" in splits or not set(splits) <= set(raw):
+        if "train" not in raw:
+            raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
+        held_out = [split for split in ("test", "validation") if split not in raw]
+    if "test" in held_out:
+        logger.warning("%s has no test split: holding out a sixth of its train split.", source)
     used = {name: raw[name] for name in SPLITS if name in raw}
     columns = find_columns(used, args)
     streams = {name: open_stream(dataset, name, source, columns, processor, args) for name, dataset in used.items()}
@@ -136,7 +136,7 @@ def open_splits(
     are_numbers = all(re.fullmatch("-?[0-9]+", name) for name in found)
     names += sorted(found - set(names), key=(lambda name: (int(name), name)) if are_numbers else None)
     if not names:  # integers
-        return streams, next(iter(streams.values())).names
+        return streams, next(iter(streams.values())).names, held_out
     if args.num_labels not in (None, len(names)):
         raise UsageError(f"--num_labels {args.num_labels} contradicts {source}, which names {len(names)} classes.")
     for split, stream in streams.items():
@@ -149,7 +149,7 @@ def open_splits(
             shown = ", ".join(names[:5])
             raise UsageError(f"The {split} split of {source} numbers its classes, another names them ({shown}, ...).")
         stream.names = names
-    return streams, names
+    return streams, names, held_out
 
 
 def _warn_of_untrained_classes(classes: dict[str, np.ndarray], names: list[str]) -> None:

@@ -44,7 +44,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     Attributes:
         stream (`datasets.IterableDataset`): Encoded images, or arrays, and their labels.
-        split, source (`str`): Names of the split and of its dataset, without a path.
+        split, source (`str`): Names of the split as the dataset has it, and of the dataset, without a path.
         names (`list[str]`): Names of the classes; empty for text labels that have not been surveyed.
         class_of (`dict`, *optional*): Classes of labels that are text, or that count the names in another order.
         processor ([`VitMnistImageProcessor`]): Decodes and normalizes the images.
