@@ -550,9 +550,16 @@ def test_unusable_datasets_get_a_one_line_error(kind, message, few, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("/nowhere/at/all", "No dataset folder '/nowhere/at/all'"), ("./nowhere", "No dataset folder './nowhere'")],
+    [
+        ("/nowhere/at/all", "No dataset folder '/nowhere/at/all'"),
+        ("./nowhere", "No dataset folder './nowhere'"),
+        ("my-digit", r"No folder 'my-digit'\. The Hub cannot be reached and"),
+        ("here/my-digit", r"No folder 'here/my-digit'\. The Hub cannot be reached and"),
+    ],
 )
-def test_missing_folders_are_reported_by_name(name, message):
+def test_missing_folders_are_reported_by_name(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(UsageError, match=message):
         load(name)
 
@@ -751,6 +758,20 @@ def test_names_of_classes_and_photos_make_no_splits(tmp_path):
         assert sum(map(len, splits.values())) == 36 and splits["test"].names == ["cat", "dog", "train"]
 
 
+@pytest.mark.parametrize("layout", ["class folders", "parquet", "saved"])
+def test_names_of_splits_may_have_capitals(layout, tmp_path):
+    if layout == "class folders":
+        write_classes(tmp_path, ["Train", "Val", "TEST"])
+    else:
+        parts = {name: labeled([0, 1] * 12, datasets.Value("int64"), 100) for name in ("Train", "Val", "TEST")}
+        for name, part in parts.items() if layout == "parquet" else ():
+            part.to_parquet(tmp_path / f"MNIST_{name}.parquet")
+        if layout == "saved":
+            datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    for splits in both_ways(tmp_path):
+        assert [len(split) for split in splits.values()] == [24, 24, 24]
+
+
 def test_images_without_labels_get_advice(tmp_path):
     write_classes(tmp_path, ["."])
     digit(0).save(tmp_path / "cover.png")
@@ -850,11 +871,27 @@ def test_only_a_connection_failure_falls_back_to_the_sample(
     assert "bundled sample" not in caplog.text
 
 
-def test_an_unwritable_cache_folder_is_blamed_itself(few, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
+def test_a_failed_write_names_the_cache_folder(code, few, tmp_path, monkeypatch):
+    write_parquet(tmp_path, few)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    error = datasets.exceptions.DatasetGenerationError("An error occurred")
+    error.__cause__ = OSError(code, "no room")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=r"no room: .*cache"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("variable", ["HF_DATASETS_CACHE", "HF_HOME"])
+def test_an_unwritable_cache_folder_is_blamed_itself(variable, few, tmp_path, monkeypatch):
+    """With the variable that has an effect: `HF_DATASETS_CACHE` overrides `HF_HOME`."""
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
     write_parquet(tmp_path, few)
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
-    with pytest.raises(UsageError, match=r"Cannot write to the folder .*file.cache: .*set HF_HOME to another folder"):
+    with pytest.raises(
+        UsageError, match=rf"Cannot write to the folder .*file.cache: .*set {variable} to another folder"
+    ):
         load(tmp_path)
 
 

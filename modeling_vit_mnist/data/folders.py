@@ -164,10 +164,10 @@ def _split_files(files: list[Path], folder: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(names: tuple[str, ...]) -> str | None:
-    """The split that the first of the names of folders or files with a keyword of `datasets` names."""
+    """The split that the first of the names of folders or files with a keyword of `datasets` names, in any case."""
     for name in names:
         for split, words in SPLIT_KEYWORDS.items():
-            if re.fullmatch(rf"(.*[{NON_WORDS_CHARS}])?({'|'.join(words)})([{NON_WORDS_CHARS}].*)?", name):
+            if re.fullmatch(rf"(.*[{NON_WORDS_CHARS}])?({'|'.join(words)})([{NON_WORDS_CHARS}].*)?", name.lower()):
                 return str(split)
     return None
 
@@ -228,12 +228,16 @@ def blame(error: Exception, dataset: str) -> NoReturn:
     """Raise what made loading fail: an unwritable cache folder or a full disk is not the dataset's fault."""
     cause = next((cause for cause in causes(error) if isinstance(cause, OSError)), None)
     if cause is not None:
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        variable = "HF_DATASETS_CACHE" if "HF_DATASETS_CACHE" in os.environ else "HF_HOME"
         try:
-            check_writable(Path(datasets.config.HF_DATASETS_CACHE))
+            check_writable(cache)
         except UsageError as unwritable:
             raise UsageError(
-                f"{str(unwritable).rstrip('.')}. datasets keeps its cache there: set HF_HOME to another folder."
+                f"{str(unwritable).rstrip('.')}. datasets keeps its cache there: set {variable} to another folder."
             ) from error
+        if cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # a failed write, without the name of its file
+            raise OSError(cause.errno, cause.strerror, cause.filename or str(cache)) from error
         if cause.errno not in (None, errno.ENOENT):
             raise cause
     reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]

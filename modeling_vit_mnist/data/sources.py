@@ -50,7 +50,7 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
     if isinstance(raw, (datasets.Dataset, datasets.IterableDataset)):
         raw = {"train": raw}
     for other in sorted(set(raw) - set(SPLITS)):
-        split = next((split for split, words in SPLIT_KEYWORDS.items() if other in words), None)
+        split = next((split for split, words in SPLIT_KEYWORDS.items() if other.lower() in words), None)
         if split and str(split) not in raw:
             raw[str(split)] = raw.pop(other)
     if not set(raw) & set(SPLITS):
@@ -76,8 +76,10 @@ def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
         raise UsageError(f"No folder and no Hub dataset {name!r} (or it is private).") from error
     except Exception as error:
         if _is_connection_failure(error):
-            raise ConnectionError(
-                f"The Hub cannot be reached and {name} is not cached: pass --dataset_name FOLDER, or try again online."
+            is_path = Path(name).parent.is_dir()  # else a Hub id
+            raise (UsageError if is_path else ConnectionError)(
+                f"No folder {name!r}. The Hub cannot be reached and {name} is not cached: "
+                "pass --dataset_name FOLDER, or try again online."
             ) from error
         blame(error, name)
 
