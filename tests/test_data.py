@@ -758,6 +758,87 @@ def test_names_of_classes_and_photos_make_no_splits(tmp_path):
         assert sum(map(len, splits.values())) == 36 and splits["test"].names == ["cat", "dog", "train"]
 
 
+@pytest.mark.parametrize("name", ["clip.mpg", "figure.eps", "figure.WMF"])
+def test_formats_that_pillow_cannot_decode_are_ignored(name, tmp_path, caplog):
+    write_classes(tmp_path)
+    (tmp_path / "train" / "a" / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    for splits in both_ways(tmp_path):
+        assert len(splits["train"]) + len(splits["validation"]) == 24
+    assert caplog.text.count(f"Ignoring 1 files in {tmp_path} that are no images, such as train/a/{name}") == 2
+
+
+NO_CARDS = {
+    "latin-1": "# Ma collection\n\xe9crite".encode("latin-1"),
+    "a rule": b"---\nMy photos: digits: of me\n---\n",
+    "a torn list": b"---\ntags: [a\n---\n",
+    "a list": b"---\n- a\n---\n",
+    "configurations that are none": b"---\nconfigs: 3\n---\n",
+}
+
+
+@pytest.mark.parametrize("layout", ["class folders", "parquet"])
+@pytest.mark.parametrize("kind", NO_CARDS)
+def test_a_readme_that_is_no_dataset_card_is_ignored_by_name(kind, layout, few, tmp_path, caplog):
+    write_imagefolder(tmp_path, few) if layout == "class folders" else write_parquet(tmp_path, few)
+    before = fingerprint(load(tmp_path, ["test"]))
+    (tmp_path / "README.md").write_bytes(NO_CARDS[kind])
+    splits, streamed = both_ways(tmp_path, ["test"])
+    assert fingerprint(splits) == before and torch.equal(streamed["test"].images, splits["test"].images)
+    assert caplog.text.count(f"Ignoring {tmp_path / 'README.md'}, which is no dataset card: ") == 2
+
+
+def test_images_beside_more_tables_are_not_ignored_silently(tmp_path, caplog):
+    write_classes(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    for number in range(50):
+        (tmp_path / "annotations" / f"{number}.json").write_text("{}")
+    with pytest.raises(UsageError):
+        load(tmp_path)
+    assert "Ignoring 48 files in" in caplog.text and "that are no .json files, such as test/a/00.png" in caplog.text
+
+
+def test_a_table_beside_images_is_named(tmp_path):
+    (tmp_path / "images").mkdir()
+    digit(0).save(tmp_path / "images" / "0.png")
+    (tmp_path / "train.csv").write_text("image,label\nimages/0.png,1\n")
+    with pytest.raises(UsageError, match=r"\(found images/0\.png\), .* file_name and label \(found train\.csv\)\."):
+        load(tmp_path)
+
+
+def test_a_relative_path_in_a_table_is_shown_as_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "test.csv").write_text("image,label\nimages/0.png,1\n")
+    with pytest.raises(UsageError, match=f"No such file or directory: '{re.escape(str(tmp_path))}/images/0.png'"):
+        load("./set", ["test"])
+
+
+@pytest.mark.parametrize("layout", ["MNIST/raw", "beside folders"])
+def test_mnist_files_as_others_keep_them(layout, few, tmp_path):
+    """In the folder of torchvision, and beside folders of the same names, each with a copy, as on Kaggle."""
+    place = tmp_path / layout if layout == "MNIST/raw" else tmp_path
+    place.mkdir(parents=True, exist_ok=True)
+    write_idx(place, few, dot=layout == "beside folders")
+    for file in sorted(place.iterdir()) if layout == "beside folders" else ():
+        copy = place / file.name.replace(".", "-")
+        copy.mkdir()
+        shutil.copy(file, copy / copy.name)
+    for splits in both_ways(tmp_path, ["test"]):
+        assert np.array_equal(splits["test"].images.numpy(), few["test"][0])
+    if layout == "MNIST/raw":
+        shutil.copytree(place, tmp_path / "FashionMNIST" / "raw")
+        with pytest.raises(UsageError, match=r"holds several datasets: pass one of .*FashionMNIST/raw, .*MNIST/raw\."):
+            load(tmp_path)
+
+
+def test_mnist_files_of_other_names_are_refused_with_the_names_expected(few, tmp_path):
+    write_idx(tmp_path, few)
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / f"emnist-digits-{file.name}")
+    with pytest.raises(UsageError, match=r"no tables, no images and no MNIST files \(train-images-idx3-ubyte, "):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["class folders", "parquet", "saved"])
 def test_names_of_splits_may_have_capitals(layout, tmp_path):
     if layout == "class folders":

@@ -26,11 +26,13 @@ from datasets.data_files import (
     sanitize_patterns,
 )
 from datasets.info import DatasetInfosDict
+from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.metadata import MetadataConfigs
 
 from ..cli.errors import UsageError
 from ..cli.files import check_writable
+from .images import image_suffixes
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,11 @@ def load_from_folder(folder: Path, streaming: bool) -> Any:
         return _load_idx(folder) or _load_files(folder, streaming)
     except UsageError:
         raise
+    except datasets.exceptions.DataFilesNotFoundError as error:
+        raise UsageError(
+            f"Cannot read the dataset in {folder}: it holds no tables, no images and no MNIST files "
+            "(train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)."
+        ) from error
     except Exception as error:  # each format raises exceptions of its own
         blame(error, str(folder))
 
@@ -62,8 +69,10 @@ def _load_files(folder: Path, streaming: bool) -> RawDatasets:
     """A folder of images or tables. The files are listed here, since `datasets` takes characters such as "[" of a path
     for a pattern, and takes two folders of one name whose cards are equal for one dataset."""
     root = folder.resolve()
-    name, features, splits = _read_card(root)
-    splits = splits or _split_files(_choose_files(_list_files(root), folder), folder)
+    card = _read_card(root)
+    name, features, splits = card or (None, None, {})
+    listed = _list_files(root)
+    splits = splits or _split_files(_choose_files(listed, folder), folder)
     lists = {}
     for split, files in splits.items():
         stats = [(root / file).stat() for file in files]
@@ -74,6 +83,9 @@ def _load_files(folder: Path, streaming: bool) -> RawDatasets:
         if len(found) > 1 and features is None:
             raise UsageError(f"The files of the {split} split in {folder} name their classes differently.")
     options: dict[str, Any] = {"path": str(folder), "name": name, "features": features, "streaming": streaming}
+    if card is None:  # `datasets` would read it, too
+        options["path"], more = infer_module_for_data_files(DataFilesDict(lists), str(folder))
+        options |= more
     if len(set(chain(*schemas.values()))) < 2 or features is not None:
         raw = datasets.load_dataset(**options, data_files=lists)
     else:  # loaded at once, all splits would get the class names of the first
@@ -82,21 +94,27 @@ def _load_files(folder: Path, streaming: bool) -> RawDatasets:
         }
     images = [file for file in chain(*splits.values()) if file.suffix.lower() in ImageFolder.EXTENSIONS]
     if images and all(len(dataset.features) == 1 for dataset in raw.values()):
-        shallow, deep = (pick(images, key=lambda file: len(file.parts)) for pick in (min, max))
+        examples = dict.fromkeys(str(pick(images, key=lambda file: len(file.parts))) for pick in (min, max))
+        tables = [file for file in listed if file.suffix in TABLES]
         raise UsageError(
             f"The images in {folder} have no labels: they need two or more class folders, all at one depth (found "
-            f"{shallow} and {deep}), or a metadata.csv with the columns file_name and label."
+            f"{' and '.join(examples)}), or a metadata.csv with the columns file_name and label"
+            + (f" (found {tables[0]})." if tables else ".")
         )
     return raw
 
 
-def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[str, list[Path]]]:
+def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[str, list[Path]]] | None:
     """Name of the default configuration in the dataset card, features of its columns, and files of its splits, as far
-    as the card holds them."""
+    as the card holds them. Warns of a README.md that is no dataset card, and returns `None`."""
     if not (root / "README.md").is_file():
         return None, None, {}
-    data = huggingface_hub.DatasetCard.load(root / "README.md", ignore_metadata_errors=True).data
-    configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
+    try:
+        data = huggingface_hub.DatasetCard.load(root / "README.md").data
+        configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
+    except Exception as error:  # of the encoding, of YAML, or of what it describes
+        logger.warning("Ignoring %s, which is no dataset card: %s", root / "README.md", " ".join(str(error).split()))
+        return None
     name = configs.get_default_config_name() if configs else next(iter(infos), "default")
     if name is None:
         raise UsageError(f"The card of {root} lists configurations without a default: {', '.join(configs)}.")
@@ -124,17 +142,20 @@ def _list_files(root: Path) -> list[Path]:
 
 
 def _choose_files(files: list[Path], folder: Path) -> list[Path]:
-    """The images and their metadata, or the tables of the most common kind. Warns of other files beside images."""
-    images = [file for file in files if file.suffix.lower() in ImageFolder.EXTENSIONS]
+    """The images and their metadata, or the tables of the most common kind. Warns of other files beside images, and of
+    images and other tables beside tables."""
+    suffixes = image_suffixes() & set(ImageFolder.EXTENSIONS)
+    images = [file for file in files if file.suffix.lower() in suffixes]
     metadata = [file for file in files if file.name in ImageFolder.METADATA_FILENAMES]
     kinds = Counter(file.suffix for file in files if file.suffix in TABLES and file not in metadata)
     if len(images) > kinds[".parquet"] and len(images) >= kinds.total():  # each image may have a JSON file beside it
-        chosen = set(images + metadata)
-        if others := [file for file in files if file not in chosen]:
-            logger.warning("Ignoring %d files in %s that are no images, such as %s.", len(others), folder, others[0])
+        kind, chosen, others = "images", {*images, *metadata}, files
     else:
-        kind = max(kinds, key=lambda suffix: (kinds[suffix], suffix == ".parquet"), default=None)
-        chosen = {file for file in files if kind in (None, file.suffix)}
+        suffix = max(kinds, key=lambda suffix: (kinds[suffix], suffix == ".parquet"), default=None)
+        kind, chosen = f"{suffix} files", {file for file in files if suffix in (None, file.suffix)}
+        others = [file for file in files if file.suffix.lower() in suffixes or file.suffix in TABLES]
+    if left := [file for file in others if file not in chosen]:
+        logger.warning("Ignoring %d files in %s that are no %s, such as %s.", len(left), folder, kind, left[0])
     return [file for file in files if file in chosen]
 
 
@@ -181,7 +202,14 @@ def _class_names(file: Path) -> tuple | None:
 
 
 def _load_idx(folder: Path) -> datasets.DatasetDict | None:
-    """The four files that MNIST was published as, gzipped or not; `None` if the folder holds none of them."""
+    """The four files that MNIST was published as, gzipped or not, in the folder or in `MNIST/raw` inside, where
+    torchvision keeps them; `None` if there are none of them."""
+    places = [
+        place for place in (folder, *sorted(folder.glob("*/raw"))) if any(map(Path.is_file, place.glob("t*-ubyte*")))
+    ]
+    if len(places) > 1 and places[0] != folder:
+        raise UsageError(f"{folder} holds several datasets: pass one of {', '.join(map(str, places))}.")
+    folder = places[0] if places else folder
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = (_read_idx(folder, f"{prefix}-{kind}-ubyte*") for kind in ("images?idx3", "labels?idx1"))
@@ -200,7 +228,7 @@ def _load_idx(folder: Path) -> datasets.DatasetDict | None:
 
 def _read_idx(folder: Path, pattern: str) -> np.ndarray | None:
     """An IDX file of unsigned bytes: two zeros, the type 8, the rank, the big-endian sizes, the values."""
-    path = next(iter(sorted(folder.glob(pattern))), None)
+    path = next((path for path in sorted(folder.glob(pattern)) if path.is_file()), None)
     if path is None:
         return None
     try:

@@ -5,13 +5,14 @@ an image, whatever the source."""
 
 import io
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
-import PIL
+import PIL.Image
 import torch
 from datasets.utils.file_utils import xopen
 
@@ -21,7 +22,15 @@ from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
+# Formats that Pillow knows but cannot decode by itself: it needs other programs, or code that is not there.
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 MAX_PIXELS = 50_000_000  # of decoded images before they are resized: several photos, or all digits of a chunk
+
+
+def image_suffixes() -> set[str]:
+    """The suffixes of the image formats that Pillow decodes, in lower case."""
+    formats = PIL.Image.registered_extensions().items()
+    return {suffix for suffix, name in formats if name in PIL.Image.OPEN and name not in NOT_DECODED}
 
 
 @dataclass
@@ -116,7 +125,8 @@ def read_encoded(item: dict[str, Any]) -> bytes:
     if content is None and path is None:
         raise ValueError("there is no image")
     if content is None:
-        with (xopen if "://" in path else open)(path, "rb") as file:
+        # Absolute, so that an error shows where a relative path of a table was looked for: in the working directory.
+        with xopen(path, "rb") if "://" in path else open(os.path.abspath(path), "rb") as file:
             content = file.read()
     return content
 

@@ -7,18 +7,14 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError, printable
-from ..data.images import decode_images
+from ..data.images import decode_images, image_suffixes
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 
 logger = logging.getLogger(__name__)
-
-# Formats that Pillow knows but cannot decode by itself: it needs other programs, or code that is not there.
-NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def find_images(patterns: list[str]) -> list[Path]:
@@ -46,8 +42,7 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 def _images_in(folder: Path) -> list[Path]:
     """The files in `folder` and its folders, except hidden ones, with the suffix of an image format."""
-    formats = PIL.Image.registered_extensions().items()
-    suffixes = {suffix for suffix, name in formats if name in PIL.Image.OPEN and name not in NOT_DECODED}
+    suffixes = image_suffixes()
 
     def fail(error: OSError) -> NoReturn:
         raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
