@@ -107,7 +107,7 @@ def check_combinations(args: Any) -> None:
     optim, schedule = getattr(args.optim, "value", args.optim), SchedulerType(args.lr_scheduler_type).value
     sampling, obstacle = args.train_sampling_strategy, obstacle_to_compiling(args)
     natural, smoothing = optim == "natural_gradient", args.label_smoothing_factor
-    min_lr = (args.lr_scheduler_kwargs or {}).get("min_lr", 0)
+    min_lr = args.lr_scheduler_kwargs.get("min_lr", 0) if isinstance(args.lr_scheduler_kwargs, dict) else 0
     steps, epochs, betas = args.max_steps, args.num_train_epochs, (args.adam_beta1, args.adam_beta2)
     wrong = {
         f"--max_steps must be positive, or -1 for --num_train_epochs, got {steps}": steps == 0 or steps < -1,

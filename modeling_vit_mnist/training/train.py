@@ -167,14 +167,14 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     """Results of the selected checkpoint on validation and test, in float32, as it is saved."""
     trainer.remove_callback(EpochReportCallback)
     state = trainer.state
-    validation = trainer.evaluate()
-    test = trainer.predict(datasets["test"], metric_key_prefix="test")
-    metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
-    # With --load_best_model_at_end no, and if the best weights were not saved, the model is another than the best.
+    # With --load_best_model_at_end no, the model is the last one.
     selected = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_step = int(selected.rpartition("-")[2]) if selected else state.global_step
     if selected and not Path(selected).is_dir():
         raise FileNotFoundError(f"The best checkpoint {selected} was deleted during training.")
+    validation = trainer.evaluate()
+    test = trainer.predict(datasets["test"], metric_key_prefix="test")
+    metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
     return {
         "dataset": datasets["train"].source,
         "parameters": trainer.model.num_parameters(),
