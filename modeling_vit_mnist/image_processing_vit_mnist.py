@@ -276,8 +276,8 @@ class VitMnistImageProcessor(PilBackend):
     def _preprocess(
         self, images: list[np.ndarray], do_frame: bool | None, do_invert: bool | str | None, do_center: bool | None,
         do_resize: bool | None, size: SizeDict | None, resample: PILImageResampling | int | None,
-        do_rescale: bool | None, rescale_factor: float | None, do_normalize: bool | None, image_mean: Any, image_std: Any,
-        return_tensors: Any = None, device: Any = None, **kwargs,
+        do_rescale: bool | None, rescale_factor: float | None, do_normalize: bool | None,
+        image_mean: Any, image_std: Any, return_tensors: Any = None, device: Any = None, **kwargs,
     ) -> BatchFeature:  # fmt: skip
         shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
         if do_frame and not (do_invert or do_center):
