@@ -103,7 +103,9 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 def center_of_mass(gray: np.ndarray) -> tuple[float, float]:
     """Row and column."""
     mass = gray.astype(np.int64)
-    return tuple(float(mass.sum(1 - axis) @ np.arange(mass.shape[axis]) / mass.sum()) for axis in (0, 1))
+    height, width = mass.shape
+    row, column = mass.sum(1) @ np.arange(height), mass.sum(0) @ np.arange(width)
+    return float(row / mass.sum()), float(column / mass.sum())
 
 
 def resize(gray: np.ndarray, height: float, width: float) -> np.ndarray:
