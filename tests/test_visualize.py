@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import matplotlib.figure
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import pytest
 import torch
 
@@ -114,6 +115,67 @@ def test_mistakes_and_inference_print_the_same_accuracy(view, run_script, checkp
     assert inferred.startswith(shown)
 
 
+def draw_seven(path, ink="black", paper="white", size=(300, 200), **options):
+    image = PIL.Image.new("RGB", size, paper)
+    points = [(x * min(size), y * min(size)) for x, y in ((0.3, 0.2), (0.7, 0.2), (0.45, 0.8))]
+    PIL.ImageDraw.Draw(image).line(points, fill=ink, width=max(2, min(size) // 25))
+    image.save(path, **options)
+    return path
+
+
+def test_framing_tells_what_it_finds_in_each_file(run_script, sample, tmp_path):
+    PIL.Image.fromarray(sample["test"].images[0].numpy()).save(tmp_path / "a.png")
+    draw_seven(tmp_path / "b.png", ink="blue", paper="yellow")
+    draw_seven(tmp_path / "c.png", ink="white", paper="black", size=(64, 64))
+    PIL.Image.new("L", (40, 30), 128).save(tmp_path / "d.png")
+    PIL.Image.fromarray(np.full((40, 30), 40_000, np.uint16)).save(tmp_path / "e.png")
+    PIL.Image.new("La", (9, 9)).convert("LA").save(tmp_path / "f.png")
+    done = run_script("run_visualize.py", "framing", "--image", tmp_path, "--output_dir", tmp_path / "pictures")
+    assert_has_picture(done, tmp_path / "pictures" / "framing.png")
+    found = [line.removeprefix(f"{tmp_path}/") for line in done.out.splitlines()[:-1]]
+    assert found[0] == "a.png: framed already"
+    assert found[1].startswith("b.png: dark on light, strokes of ") and found[1].endswith(" pixels of 28")
+    assert found[2].startswith("c.png: light on dark, strokes of ")
+    assert found[3:] == [f"{name}.png: the image is blank" for name in "def"]
+
+
+def test_framing_shows_pictures_upright_with_the_digit_in_its_box(run_script, drawn, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    draw_seven(tmp_path / "x.jpg", exif=exif)
+    run_script("run_visualize.py", "framing", "--image", tmp_path / "x.jpg", "--output_dir", tmp_path)
+    picture, ink, digit, frame = drawn[0].axes
+    height, width = picture.images[0].get_array().shape[:2]
+    assert (width, height) == (200, 300) and picture.get_xlabel() == "x.jpg\n200x300 pixels"
+    mask = digit.images[0].get_array()
+    assert mask.shape == ink.images[0].get_array().shape
+    (box,) = digit.patches
+    rows, columns = np.nonzero(mask)
+    expected = (columns.min() - 0.5, rows.min() - 0.5, np.ptp(columns) + 1, np.ptp(rows) + 1)
+    assert (*box.get_xy(), box.get_width(), box.get_height()) == expected
+    assert frame.images[0].get_array().shape == (28, 28) and frame.get_xlabel().startswith("dark on light\n")
+
+
+def test_framing_changes_no_image_that_it_shows(run_script, tmp_path):
+    before = draw_seven(tmp_path / "framing.png").read_bytes()
+    done = run_script("run_visualize.py", "framing", "--image", tmp_path, "--output_dir", tmp_path)
+    assert done.code == 2 and "would change the input" in done.err
+    assert (tmp_path / "framing.png").read_bytes() == before
+
+
+def test_framing_takes_twenty_images_that_can_be_read(run_script, tmp_path):
+    for number in range(21):
+        draw_seven(tmp_path / f"{number:02}.png", size=(32, 32))
+    flags = ["framing", "--output_dir", tmp_path / "pictures", "--image"]
+    done = run_script("run_visualize.py", *flags, tmp_path)
+    assert done.code == 2 and "takes 1 to 20 images, got 21" in done.err
+    (tmp_path / "20.png").write_bytes(b"not an image")
+    done = run_script("run_visualize.py", *flags, tmp_path / "0?.png", tmp_path / "20.png")
+    assert done.code == 2 and f"Cannot read {tmp_path / '20.png'}" in done.err
+    done = run_script("run_visualize.py", *flags, tmp_path / "0?.png", tmp_path / "20.png", "--skip_bad_images")
+    assert_has_picture(done, tmp_path / "pictures" / "framing.png")
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures of `plots`, which are not saved."""
@@ -172,6 +234,7 @@ def test_a_history_without_values_is_refused(view, tmp_path, content):
     [
         (["data", "--index", "3", "--split", "test"], "'data' does not use --index, --model, --split."),
         (["model", "--device", "cpu"], "'model' does not use --dataset_name, --device, --output_dir."),
+        (["mistakes", "--image", "x.png"], "'mistakes' does not use --image."),
         (["mistakes", "--max_train_samples", "9"], "'mistakes' does not use --max_train_samples."),
     ],
 )
@@ -199,6 +262,8 @@ def test_a_model_without_finite_results_is_a_failure(view, checkpoint, tmp_path,
         (["attention", "--index", "1000"], "--index must lie in 0 to 999, got 1000"),
         (["attention", "--index", "-1"], "--index must lie in 0 to 999, got -1"),
         (["attention", "--index", *["1"] * 101], "--index takes at most 100 images, got 101"),
+        (["framing"], "takes 1 to 20 images, got 0: pass --image FILE"),
+        (["framing", "--image", "/nowhere.png"], "No image at '/nowhere.png'"),
         (["data", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["data", "--outptu_dir", "x"], "did you mean --output_dir"),
         (["training", "--model", "/nowhere"], "holds no record of its training"),

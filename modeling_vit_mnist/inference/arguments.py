@@ -10,6 +10,7 @@ from ..data.arguments import DataArguments
 
 TABLES = (".jsonl", ".csv", ".parquet")
 MAX_SHOWN = 100  # images whose attention fits into one picture
+MAX_FRAMED = 20  # images whose framing fits into one picture
 
 
 @dataclass
@@ -56,6 +57,7 @@ class VisualizeArguments(_ModelChoice):
     """Which model and images to show, and where to write the pictures."""
 
     index: list[int] = arg([0, 1, 2, 3, 4, 18], "Images of the split whose attention is shown.", nargs="+")
+    image: list[str] = arg([], f"Image files, folders or globs whose framing is shown, up to {MAX_FRAMED}.", nargs="+")
     output_dir: str = arg("outputs/figures", "Folder of the pictures.")
     batch_size: int = arg(64, "Images in the batch whose shapes are shown.")
 
@@ -74,6 +76,7 @@ class VisualizeArguments(_ModelChoice):
             "attention": {"index", *on_a_split},
             "training": {"model", "output_dir"},
             "mistakes": on_a_split,
+            "framing": {"image", "output_dir", "skip_bad_images"},
         }[view]
 
 

@@ -1,4 +1,5 @@
-"""Pictures of data, predictions, attention, training and mistakes. `plot_*` functions write the PNG file `path`."""
+"""Pictures of data, predictions, attention, training, mistakes and framing. `plot_*` functions write the PNG file
+`path`."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,11 +8,14 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import torch
 from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatter
 
 from ..cli.errors import printable
 from ..cli.files import replacing
+from ..framing_vit_mnist import Framing, bounds
+from ..grayscale_vit_mnist import to_grayscale
 
 BLUE, RED, GRAY = "#2563a8", "#c8372d", "#6b7280"
 STYLE = {
@@ -35,6 +39,36 @@ def _figure(path: Path, width: float, height: float) -> Iterator[plt.Figure]:
 def _show(axis: plt.Axes, image: torch.Tensor) -> None:
     pixels = image * 255 if image.is_floating_point() else image
     axis.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    _finish(axis)
+
+
+def _show_in_square(axis: plt.Axes, image: PIL.Image.Image | np.ndarray) -> None:
+    """Show a picture of any shape as people see it, or an array of any unit with its greatest value in black. Large
+    ones are antialiased."""
+    if isinstance(image, np.ndarray):
+        axis.imshow(image, cmap="gray_r", vmin=0, vmax=max(float(image.max()), 1))
+    else:
+        axis.imshow(_as_rgba(image))
+    axis.set_box_aspect(1)
+    axis.set_aspect("equal", adjustable="datalim")
+    _finish(axis)
+
+
+def _as_rgba(image: PIL.Image.Image, side: int = 400) -> PIL.Image.Image:
+    if image.mode.startswith(("I", "F", "La")):  # which Pillow clips or refuses to convert
+        gray = to_grayscale(image, background=255)
+        image = PIL.Image.fromarray(gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8))
+    image = image.convert("RGBA")
+    image.thumbnail((side, side))
+    return image
+
+
+def _shorten(name: str, length: int = 28) -> str:
+    name = printable(name)
+    return name if len(name) <= length else f"{name[: length - 11]}...{name[-8:]}"
+
+
+def _finish(axis: plt.Axes) -> None:
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=True, color="#d1d5db")
@@ -179,3 +213,49 @@ def plot_mistakes(
         for axis, index in zip(axes, worst.tolist(), strict=False):
             axis.set_title(f"{names[predictions[index]]}, not {names[labels[index]]}", fontsize=9, color=RED, pad=3)
             axis.set_xlabel(f"{confidence[index]:.0%}", **SMALL)
+
+
+def plot_framing(
+    names: list[str], pictures: list[PIL.Image.Image], framings: list[Framing], descriptions: list[str], path: Path
+) -> None:
+    """A row per picture: as it was given, the ink, the digit in its bounding box, and the frame over its description,
+    which is red if there is no digit."""
+    with _figure(path, 8.6, 2.45 * len(names) + 0.3) as figure:
+        axes = figure.subplots(len(names), 4, squeeze=False)
+        for axis, title in zip(axes[0], ("Picture", "Ink", "Digit", "Frame"), strict=True):
+            axis.set_title(title)
+        for line, name, picture, found, text in zip(axes, names, pictures, framings, descriptions, strict=True):
+            _show_in_square(line[0], picture)
+            line[0].set_xlabel(f"{_shorten(name)}\n{picture.width}x{picture.height} pixels", **SMALL)
+            for axis, part in zip(line[1:], (found.ink, found.digit, found.image), strict=True):
+                if part is None:
+                    axis.set_box_aspect(1)  # keeps its title in line
+                    axis.set_axis_off()
+                else:
+                    _show_in_square(axis, part)
+            if found.digit is not None:
+                top, bottom, left, right = bounds(found.digit)
+                corner = (left - 0.5, top - 0.5)
+                line[2].add_patch(plt.Rectangle(corner, right - left, bottom - top, fill=False, color=BLUE, lw=1.2))
+            line[3].set_xlabel(text.replace(", ", "\n"), **SMALL | ({"color": RED} if found.problem else {}))
+
+
+def plot_failures(parts: dict[str, list[tuple[str, PIL.Image.Image, torch.Tensor, str, str]]], path: Path) -> None:
+    """Wrong answers in parts with a title each: the name of a picture, itself, its frame of shape `(height, width)`,
+    what is wrong, and how sure the model was."""
+    columns = 4
+    lines = [max(1, -(-len(rows) // columns)) for rows in parts.values()]
+    with _figure(path, 2.7 * columns, 1.75 * sum(lines) + 0.4 * len(parts)) as figure:
+        subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=[count + 0.25 for count in lines])
+        for subfigure, count, (title, rows) in zip(subfigures[:, 0], lines, parts.items(), strict=True):
+            subfigure.suptitle(printable(title), fontweight="bold", fontsize=11)
+            axes = subfigure.subplots(count, 2 * columns, squeeze=False).flatten()
+            for axis in axes[2 * len(rows) :]:
+                axis.set_axis_off()
+            for index, (name, picture, frame, text, sureness) in enumerate(rows):
+                given, framed = axes[2 * index : 2 * index + 2]
+                _show_in_square(given, picture)
+                _show(framed, frame)
+                given.set_xlabel(_shorten(name, 20), **SMALL)
+                framed.set_title(printable(text), color=RED, fontsize=9, pad=3)
+                framed.set_xlabel(sureness, **SMALL)

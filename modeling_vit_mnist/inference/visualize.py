@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..checkpoints.folder import load_checkpoint
@@ -11,12 +12,14 @@ from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable
 from ..data.arguments import DataArguments
 from ..data.splits import load_images
-from ..image_processing_vit_mnist import VitMnistImageProcessor
+from ..framing_vit_mnist import Framing, frame_digit
+from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
 from . import plots
 from .architecture import parameter_table, stage_shapes
-from .arguments import VisualizeArguments
+from .arguments import MAX_FRAMED, VisualizeArguments
 from .classes import class_names, describe_accuracy, match_classes
-from .predict import check_finite, choose_device, predict
+from .images import find_images, read_images
+from .predict import check_finite, check_output, choose_device, predict
 
 MEASURED = ("loss", "eval_loss", "eval_accuracy")  # what `history.json` holds of an epoch
 
@@ -113,7 +116,39 @@ def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
     print(f"Wrote {picture}")
 
 
+def view_framing(args: VisualizeArguments, data_args: DataArguments) -> None:
+    """How `do_frame` finds the digit in image files: the ink, the digit and its frame."""
+    files = find_images(args.image)
+    if not 1 <= len(files) <= MAX_FRAMED:
+        raise UsageError(f"The view 'framing' takes 1 to {MAX_FRAMED} images, got {len(files)}: pass --image FILE.")
+    path = Path(args.output_dir) / "framing.png"
+    check_output(path, files)
+    processor = VitMnistImageProcessor()
+    files = read_images(files, processor, data_args.skip_bad_images)[1]
+    pictures = [open_image(file) for file in files]
+    framings = []
+    for picture in pictures:
+        gray = processor.process_image(picture)
+        framings.append(frame_digit(gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)))
+    descriptions = [*map(describe_framing, framings)]
+    for file, description in zip(files, descriptions, strict=True):
+        print(f"{printable(str(file))}: {description}")
+    plots.plot_framing([file.name for file in files], pictures, framings, descriptions, path)
+    print(f"Wrote {printable(str(path))}")
+
+
+def describe_framing(found: Framing) -> str:
+    """What [`frame_digit`] found, or why there is no digit."""
+    if found.is_framed:
+        return "framed already"
+    if found.problem:
+        return found.problem
+    ink = "dark on light" if found.is_dark_on_light else "light on dark"
+    others = ", more than one digit" if found.has_others else ""
+    return f"{ink}, strokes of {found.stroke_width:.1f} pixels of 28{others}"
+
+
 VIEWS = {
     "data": view_data, "model": view_model, "attention": view_attention, "training": view_training,
-    "mistakes": view_mistakes,
+    "mistakes": view_mistakes, "framing": view_framing,
 }  # fmt: skip
