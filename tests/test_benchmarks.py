@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.ndimage
 import torch
@@ -107,6 +108,10 @@ def test_accuracy_measures_new_runs_that_succeed(tmp_path, monkeypatch):
         ("training", ["--seconds", "nan"], "--seconds must be positive, got nan"),
         ("inference", ["--rounds", "-1"], "must be an integer of at least 1, got '-1'"),
         ("robustness", ["--record", "--model", "{folder}"], "holds no finished run"),
+        ("handwriting", ["/nowhere"], "/nowhere is no folder"),
+        ("handwriting", ["{folder}"], "No image at"),
+        ("handwriting", ["{folder}", "--json", "{folder}/x.json"], "would change the input"),
+        ("handwriting", ["{folder}", "--picture", "x.jpg"], "x.jpg must end in .png"),
     ],
 )
 def test_wrong_usage_exits_with_code_2(run_script, tmp_path, script, flags, message):
@@ -163,7 +168,87 @@ def test_training_methods_run_round_robin():
     assert "n = 3 rounds of 0.3 s" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["accuracy.py", "training.py", "inference.py", "robustness.py"])
+@pytest.fixture
+def handwriting(run_script, sample, tmp_path):
+    """Digits of the sample, dark on light and enlarged, named by a function; and the benchmark's results on them."""
+    folder = tmp_path / "digits"
+    labels = sample["test"].labels[:12].tolist()
+
+    def write(name):
+        for number, (image, label) in enumerate(zip(sample["test"].images, labels, strict=False)):
+            path = folder / name(number, label)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(255 - image.numpy()).resize((140, 140)).save(path)
+        return folder
+
+    def measure(*flags):
+        flags = ["--json", tmp_path / "results.json", "--picture", tmp_path / "failures.png", *flags]
+        done = run_script("benchmarks/handwriting.py", folder, *flags)
+        assert done.code == 0, done.err
+        assert PIL.Image.open(tmp_path / "failures.png").width > 1000
+        return done.out, json.loads((tmp_path / "results.json").read_text())
+
+    return write, measure, labels
+
+
+@pytest.mark.parametrize(
+    "name", ["{label}/{number:02}.png", "{label}_{number:02}.png", "by hand/{label}-{number:02}.png"]
+)
+def test_handwriting_reads_labels_from_folders_or_first_characters(handwriting, name):
+    write, measure, labels = handwriting
+    write(lambda number, label: name.format(number=number, label=label))
+    out, (result,) = measure("--model", TINY)
+    assert sorted(answer["label"] for answer in result["answers"]) == sorted(map(str, labels))
+    correct = [answer["label"] == answer["prediction"] for answer in result["answers"]]
+    assert result["overall"]["accuracy"] == np.mean(correct) > 0.7
+    assert "kind:" not in out and f"| **all** | 12 | {100 * np.mean(correct):.1f} |" in out
+
+
+def test_handwriting_reads_labels_kinds_and_sources_from_an_index(handwriting):
+    """A wrong label, and an image without a digit, of which nothing is predicted."""
+    write, measure, labels = handwriting
+    folder = write(lambda number, label: f"x{number:02}.png")
+    PIL.Image.new("L", (50, 50), 255).save(folder / "blank.png")
+    rows = [["file", "label", "kind", "source"]]
+    rows += [[f"x{number:02}.png", label, "a|b", "me"] for number, label in enumerate(labels)]
+    rows += [["blank.png", 3, "blank", ""], ["blank.png", "-", "blank", ""]]
+    (folder / "index.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    out, results = measure()
+    assert [result["model"].rpartition("vit-mnist-")[2] for result in results] == ["tiny", "best", "small"]
+    for result in results:
+        assert [answer["prediction"] for answer in result["answers"][-2:]] == ["-", "-"]
+        assert result["kind"]["blank"] == {"n": 2, "accuracy": 0.5, "wrong_and_sure": 0.0, "no_digit": 1.0}
+        assert result["source"].keys() == {"me"} and result["source"]["me"] == result["kind"]["a|b"]
+        assert result["overall"]["n"] == 14 and result["overall"]["no_digit"] == 2 / 14
+    assert out.count("| kind: blank | 2 | 50.0 | 0.0 | 100.0 |  |") == 3 and "kind: a\\|b" in out
+
+
+def test_handwriting_counts_wrong_and_sure_answers():
+    module = importlib.import_module("handwriting")
+    labels, answers = np.array([*"01234"]), np.array([*"0193-"])
+    measured = module.measure(labels, answers, np.array([0.99, 0.3, 0.95, 0.99, 0.99]))
+    assert measured == {"n": 5, "accuracy": 3 / 5, "wrong_and_sure": 1 / 5, "no_digit": 1 / 5}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, "The label 'x' of"),
+        ("file,label\n", "names no image"),
+        ("file,class\nx.png,1\n", "Row 1 of"),
+        ("file,label\nx.png,1\ny.png,2\n", "names y.png, which is no file"),
+        ("file,label\nx.png,ten\n", "The label 'ten' of"),
+    ],
+)
+def test_handwriting_refuses_labels_that_it_cannot_read(run_script, tmp_path, index, message):
+    PIL.Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    if index:
+        (tmp_path / "index.csv").write_text(index)
+    done = run_script("benchmarks/handwriting.py", tmp_path, "--model", TINY)
+    assert done.code == 2 and done.out == "" and message in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", ["accuracy.py", "training.py", "inference.py", "robustness.py", "handwriting.py"])
 def test_benchmarks_explain_themselves(script, run_script):
     done = run_script(f"benchmarks/{script}", "--help")
     assert done.code == 0 and "--" in done.out, done.err
