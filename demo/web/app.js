@@ -141,7 +141,7 @@ function moveTo(x, y) {
   if (pen.isDown) {
     ink.beginPath();
     ink.moveTo(pen.x, pen.y);
-    ink.lineTo(x, y);
+    ink.lineTo(x + 0.01, y); // a line of no length draws no dot
     ink.stroke();
     isDrawn = true;
     update();
