@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import io
 import json
 import math
 import shutil
@@ -15,13 +16,12 @@ import pytest
 import torch
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.framing_vit_mnist import frame_digit
 
 from .conftest import ROOT, TINY
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node to run JavaScript")
 WEB = ROOT / "demo" / "web"
-# Pillow before 13 resampled tall images in another order, which rounds to a neighboring level.
-ORDER_SLACK = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
 
 
 def node(code: str, tmp_path):
@@ -61,8 +61,21 @@ console.log(JSON.stringify(images.map((pixels) => vit.forward(pixels))));
             np.testing.assert_allclose(maps, layer[index], atol=1e-4)
 
 
+# Pen strokes on the pad of 280x280 pixels.
+DIGITS = {
+    "0": [[(140 + 55 * math.sin(t / 8), 140 - 85 * math.cos(t / 8)) for t in range(0, 52, 3)]],
+    "1": [[(150, 50), (140, 230)]],
+    "2": [
+        [(140 + 45 * math.cos(t / 10), 95 - 45 * math.sin(t / 10)) for t in range(28, -12, -2)]
+        + [(85, 225), (205, 225)]
+    ],
+    "4": [[(170, 240), (170, 40), (70, 160), (220, 160)]],
+    "7": [[(70, 60), (205, 60), (120, 235)]],
+}  # fmt: skip
+
+
 def drawings() -> list[np.ndarray]:
-    """Strokes of many sizes and positions, a dot, a hairline, noisy paper, blank images."""
+    """Strokes of many sizes and positions, dots, a hairline, a line across, noisy paper, blank images."""
     draw = np.random.default_rng(0)
     images = [np.zeros((280, 280), np.uint8), np.full((50, 70), 90, np.uint8)]
     for width, height, thickness in [
@@ -83,49 +96,88 @@ def drawings() -> list[np.ndarray]:
     dot[3, 50] = 255
     hairline = np.zeros((300, 300), np.uint8)
     hairline[10:290, 7] = 200
-    return [*images, noisy, dot, hairline]
+    blob = np.asarray(PIL.Image.fromarray(dot[:8, 46:54]).resize((96, 96)))
+    across = np.zeros((120, 200), np.uint8)
+    across[55:61] = 255
+    return [*images, noisy, dot, hairline, blob, across]
+
+
+def sketch(digits: str, ink: int, paper: int, thickness: int = 22) -> np.ndarray:
+    """Digits side by side, each on 280x280 pixels."""
+    image = PIL.Image.new("L", (280 * len(digits), 280), paper)
+    for index, digit in enumerate(digits):
+        for stroke in DIGITS[digit]:
+            points = [(280 * index + x, y) for x, y in stroke]
+            PIL.ImageDraw.Draw(image).line(points, fill=ink, width=thickness, joint="curve")
+    return np.asarray(image)
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """Digits on paper as a camera sees them: shading, noise, JPEG. Each in gray, uint8."""
+    draw = np.random.default_rng(0)
+
+    def photograph(levels: np.ndarray, quality: int = 60) -> np.ndarray:
+        height, width = levels.shape
+        shading = np.linspace(1, draw.uniform(0.6, 0.9), width) * np.linspace(1, draw.uniform(0.7, 1), height)[:, None]
+        noisy = (levels * shading + draw.normal(0, 4, levels.shape)).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        PIL.Image.fromarray(noisy).save(file, "JPEG", quality=quality)
+        return np.asarray(PIL.Image.open(file))
+
+    pen = {digit: sketch(digit, int(draw.integers(20, 90)), int(draw.integers(160, 250)), 8) for digit in DIGITS}
+    table = np.pad(pen["4"], ((12, 8), (16, 4)), constant_values=25)
+    far = np.pad(sketch("7", 40, 220), ((310, 400), (500, 120)), constant_values=220)
+    return {
+        **{f"a {digit} on paper": photograph(levels) for digit, levels in pen.items()},
+        "a dark border": photograph(table),
+        "cropped to the ink": photograph(pen["2"][46:230, 82:210]),
+        "chalk": photograph(sketch("0", 220, 50, 14)),
+        "small in a large photograph": photograph(far),
+        "a thumbnail": photograph(np.asarray(PIL.Image.fromarray(pen["0"]).resize((41, 37))), quality=95),
+        "two digits": photograph(sketch("27", 60, 210)),
+        "paper": photograph(np.full((300, 400), 200)),
+    }
 
 
 @needs_node
-def test_framing_matches_the_processor(tmp_path):
-    processor = load_checkpoint(TINY)[1]
-    images = drawings()
+def test_framing_computes_the_same(sample, tmp_path):
+    """The same pixels, the same reasons, the same notes, for drawings, photographs and an image of MNIST."""
+    images = [*drawings(), *photographs().values(), np.zeros((2, 9), np.uint8), sample["test"].images[0].numpy()]
     record = [{"width": i.shape[1], "height": i.shape[0], "data": i.flatten().tolist()} for i in images]
-    (tmp_path / "drawings.json").write_text(json.dumps(record))
-    framed = node(
+    (tmp_path / "images.json").write_text(json.dumps(record))
+    found = node(
         f"""
 import {{ readFileSync }} from "node:fs";
-import {{ frameAsMnist, normalize }} from {str(WEB / "frame.js")!r};
-const images = JSON.parse(readFileSync({str(tmp_path / "drawings.json")!r}));
-const framed = images.map(frameAsMnist);
-console.log(JSON.stringify({{
-  bytes: framed.map((bytes) => Array.from(bytes)),
-  pixels: framed.map((bytes) => normalize(bytes, 0.1307, 0.3081)),
-}}));
+import {{ frameDigit, normalize }} from {str(WEB / "frame.js")!r};
+const images = JSON.parse(readFileSync({str(tmp_path / "images.json")!r}));
+const found = images.map((image) => frameDigit({{ ...image, data: Uint8Array.from(image.data) }}));
+console.log(JSON.stringify(found.map((framing) => ({{
+  ...framing, image: Array.from(framing.image), pixels: normalize(framing.image, 0.1307, 0.3081),
+}}))));
 """,
         tmp_path,
     )
-    for image, got, pixels in zip(images, framed["bytes"], framed["pixels"], strict=True):
-        options = {"do_center": True, "return_tensors": "pt"}
-        expected = processor(image, do_rescale=False, do_normalize=False, **options).pixel_values[0, 0]
-        off = np.abs(np.subtract(got, expected.flatten())).max()
-        assert off <= ORDER_SLACK, image.shape
-        np.testing.assert_allclose(
-            pixels, processor(image, **options).pixel_values.flatten(), rtol=0, atol=1e-6 + off / 78
-        )
+    processor = load_checkpoint(TINY)[1]
+    for image, got in zip(images, found, strict=True):
+        expected = frame_digit(image)
+        np.testing.assert_array_equal(got["image"], expected.image.flatten())
+        pixels = processor(image, do_frame=True, return_tensors="pt").pixel_values
+        np.testing.assert_allclose(got["pixels"], pixels.flatten(), rtol=0, atol=1e-6)
+        for name in ("problem", "is_framed", "is_dark_on_light", "has_others"):
+            first, *others = name.split("_")
+            assert got[first + "".join(map(str.capitalize, others))] == getattr(expected, name), (name, image.shape)
 
 
-# Pen strokes on the pad of 280x280 pixels.
-DIGITS = {
-    "0": [[(140 + 55 * math.sin(t / 8), 140 - 85 * math.cos(t / 8)) for t in range(0, 52, 3)]],
-    "1": [[(150, 50), (140, 230)]],
-    "2": [
-        [(140 + 45 * math.cos(t / 10), 95 - 45 * math.sin(t / 10)) for t in range(28, -12, -2)]
-        + [(85, 225), (205, 225)]
-    ],
-    "4": [[(170, 240), (170, 40), (70, 160), (220, 160)]],
-    "7": [[(70, 60), (205, 60), (120, 235)]],
-}  # fmt: skip
+def test_the_images_that_framing_is_compared_on_are_of_all_kinds():
+    found = {name: frame_digit(image) for name, image in photographs().items()}
+    assert found.pop("paper").problem == "the image is blank"
+    assert all(framing.problem is None and framing.image.max() == 255 for framing in found.values())
+    assert [name for name, framing in found.items() if framing.has_others] == ["two digits"]
+    assert [name for name, framing in found.items() if not framing.is_dark_on_light] == ["chalk"]
+    problems = {frame_digit(image).problem for image in drawings()}
+    assert problems == {
+        None, "the image is blank", "there are only specks", "there is only a dot", "there is only a line",
+    }  # fmt: skip
 
 
 class Page:
@@ -265,12 +317,36 @@ def test_drawn_digits_are_recognized(page, checkpoint, request):
         page.draw(strokes)
         assert page.prediction == digit
         with torch.no_grad():
-            logits = model.eval()(**processor(page.drawing, do_center=True, return_tensors="pt")).logits[0]
+            logits = model.eval()(**processor(page.drawing, do_frame=True, return_tensors="pt")).logits[0]
         np.testing.assert_allclose(page.probabilities, logits.softmax(-1), atol=6e-4)  # rounded to 0.1 %
     if checkpoint == "tiny" and request.config.getoption("--screenshot"):
         page.find("#clear").click()
         page.draw(DIGITS["2"])
         page.driver.save_screenshot(request.config.getoption("--screenshot"))
+
+
+def test_no_digit_and_more_than_one_are_said(page):
+    page.open()
+    note = page.find("#note")
+    assert note.text == ""
+    top = page.find("fieldset").rect["y"]
+    for strokes, reason in (
+        ([[(140, 140)]], "there is only a dot"),
+        ([[(0, 140), (279, 140)]], "there is only a line"),
+    ):
+        page.find("#clear").click()
+        page.draw(strokes)
+        assert (page.prediction, note.text) == ("–", reason)
+        assert {item.text for item in page.find_all(".percent")} == {"–"}
+    page.find("#clear").click()
+    page.settle()
+    assert (page.prediction, note.text) == ("–", "")
+    page.draw([[(60, 40), (60, 220)], [(160, 60), (230, 60), (190, 240)]])
+    assert (page.prediction, note.text) == ("7", "more than one digit: the largest is read")
+    assert page.find("fieldset").rect["y"] == top
+    page.find("#clear").click()
+    page.draw(DIGITS["7"])
+    assert (page.prediction, note.text) == ("7", "")
 
 
 def test_attention_follows_the_drawing(page):

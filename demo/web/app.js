@@ -1,6 +1,6 @@
 // The page: strokes on the pad -> frame.js -> vit.js -> bars and attention maps, once per animation frame.
 
-import { frameAsMnist, normalize } from "./frame.js";
+import { frameDigit, normalize } from "./frame.js";
 import { Vit, parseSafetensors } from "./vit.js";
 
 // The checkpoint folders of the repository.
@@ -94,17 +94,23 @@ function update() {
   });
 }
 
+/** Texts that screen readers read aloud, so only when they change. */
+function say(id, text) {
+  if (find(id).textContent !== text) find(id).textContent = text;
+}
+
 function show() {
   const { vit, mean, std } = network;
   const { data, width, height } = ink.getImageData(0, 0, pad.width, pad.height);
   const gray = Uint8Array.from({ length: width * height }, (_, i) => data[4 * i]); // red, green and blue are equal
-  const bytes = frameAsMnist({ width, height, data: gray });
+  const { image: bytes, problem, hasOthers } = frameDigit({ width, height, data: gray });
   find("hint").hidden = isDrawn;
-  const result = isDrawn ? vit.forward(normalize(bytes, mean, std)) : null;
+  const result = isDrawn && !problem ? vit.forward(normalize(bytes, mean, std)) : null;
+  const note = problem ?? (hasOthers ? "more than one digit: the largest is read" : "");
+  say("note", isDrawn ? note : "");
 
   const best = result ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
-  const answer = result ? vit.labels[best] : "–";
-  if (find("prediction").textContent !== answer) find("prediction").textContent = answer; // read aloud
+  say("prediction", result ? vit.labels[best] : "–");
   [...find("probabilities").children].forEach((row, i) => {
     row.classList.toggle("best", i === best);
     row.querySelector(".bar div").style.width = result ? `${100 * result.probabilities[i]}%` : "0";

@@ -1,9 +1,12 @@
-// Frames a drawing as MNIST's digits are, and as VitMnistImageProcessor does with do_center=True, to the same pixels:
-// scales the ink's bounding box into 20x20, keeping its aspect, and places its center of mass at the center of 28x28.
-// Images are {width, height, data}; data has one gray byte per pixel, light ink on dark paper.
+// Finds the digit in a drawing, a scan or a photograph and frames it as MNIST's are: function by function the same as
+// `framing_vit_mnist.py`, to the same pixels. Images are {width, height, data}; data has one gray byte per pixel.
 
 const SIDE = 28;
-const BOX = 20 / 28; // of the side
+const BOX = 20; // MNIST's digits were scaled into 20x20 of the 28x28 pixels
+const WORKING_SIDE = 384; // pixels of the longer side of the image in which the digit is searched
+const FINE = 8; // pixels per pixel of the frame in which strokes are made thicker or thinner
+const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the longer side of the digit
+const LEAST_CONTRAST = 16; // gray levels between paper and ink
 
 // Python rounds halves to the even neighbor.
 function round(x) {
@@ -14,12 +17,10 @@ function round(x) {
 
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
-/** NumPy's percentile, linear between neighbors. */
-function percentile(sorted, percent) {
-  const at = ((sorted.length - 1) * percent) / 100;
-  const below = Math.floor(at);
-  const above = Math.min(below + 1, sorted.length - 1);
-  return Math.fround(sorted[below] + (sorted[above] - sorted[below]) * (at - below));
+function highest(data) {
+  let high = 0;
+  for (let i = 0; i < data.length; i++) if (data[i] > high) high = data[i];
+  return high;
 }
 
 /** One pass of Pillow's bilinear resampling along rows, in its fixed-point arithmetic (22 bits). */
@@ -36,9 +37,9 @@ function resampleRows(image, width) {
     const share = 1 / weights.reduce((sum, weight) => sum + weight, 0);
     const fixed = weights.map((weight) => Math.trunc(0.5 + weight * share * 2 ** 22));
     for (let y = 0; y < image.height; y++) {
-      let sum = 2 ** 21;
+      let sum = 2 ** 21; // rounds; below 2 ** 31 with all weights, whose sum is 2 ** 22
       for (let i = 0; i < fixed.length; i++) sum += image.data[y * image.width + first + i] * fixed[i];
-      data[y * width + x] = clamp(Math.floor(sum / 2 ** 22), 0, 255);
+      data[y * width + x] = sum >> 22;
     }
   }
   return { width, height: image.height, data };
@@ -53,58 +54,411 @@ function transpose(image) {
 
 const resampleColumns = (image, height) => transpose(resampleRows(transpose(image), height));
 
-export function resize(image, width, height) {
-  const across = (it) => (it.width === width ? it : resampleRows(it, width));
-  const down = (it) => (it.height === height ? it : resampleColumns(it, height));
-  // As in Pillow 13: rows first, except for images more than twice as high as wide. The first pass rounds to bytes.
-  return image.height > 2 * image.width ? across(down(image)) : down(across(image));
+/** Rows, then columns; antialiased when shrinking. The first pass rounds to bytes. The new sides are rounded. */
+function resize(image, newWidth, newHeight) {
+  const [width, height] = [newWidth, newHeight].map((side) => Math.max(1, round(side)));
+  const across = image.width === width ? image : resampleRows(image, width);
+  return image.height === height ? across : resampleColumns(across, height);
 }
 
-/** 28x28 bytes of a drawing of any size; all zeros if it has no ink. */
-export function frameAsMnist(image) {
-  const { width, height } = image;
-  const at = (x, y) => image.data[y * width + x];
-  const border = [];
-  for (let x = 0; x < width; x++) border.push(at(x, 0), at(x, height - 1));
-  for (let y = 1; y < height - 1; y++) border.push(at(0, y), at(width - 1, y));
-  border.sort((a, b) => a - b);
-  const [paper, bright] = [percentile(border, 50), percentile(border, 95)];
-  const threshold = Math.fround(paper + 3 * (bright - paper));
+/**
+ * Find the digit in an image. An image of MNIST is returned as it is. Of the result,
+ * `image` has the 784 bytes of the frame, all 0 if there is no digit,
+ * `problem` says why there is none, or is null,
+ * `isFramed` says that the image was framed already,
+ * `isDarkOnLight` says whether the ink is darker than the paper, or is null for an image that was framed or too small,
+ * `hasOthers` says whether there is more ink of the size of the digit: another digit, for example.
+ */
+export function frameDigit(gray, cropAgain = true) {
+  const found = { image: gray.data, problem: null, isFramed: true, isDarkOnLight: null, hasOthers: false };
+  if (isFramedAsMnist(gray)) return found;
+  Object.assign(found, { image: new Uint8Array(SIDE * SIDE), isFramed: false });
+  const factor = Math.max(1, Math.max(gray.width, gray.height) / WORKING_SIDE);
+  const working = factor > 1 ? resize(gray, gray.width / factor, gray.height / factor) : gray;
+  if (Math.min(working.width, working.height) < 3)
+    return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
+  found.isDarkOnLight = isDarkOnLight(working);
+  const ink = measureInk(working, found.isDarkOnLight);
+  const histogram = count(ink.data);
+  const strongest = ink.data.length > 20000 ? percentile(histogram, 99.8) : highest(ink.data);
+  const noise = percentile(histogram, 30); // most of an image is paper
+  if (strongest < Math.max(LEAST_CONTRAST, 3 * (noise + 1))) return { ...found, problem: "the image is blank" };
+  const threshold = Math.max(Math.min(otsuThreshold(histogram), 0.35 * strongest), 0.15 * strongest, noise);
+  const { digit, hasOthers } = findDigit(
+    ink,
+    mapped(ink, (value) => (value > threshold ? 1 : 0)),
+  );
+  found.hasOthers = hasOthers;
+  const [top, bottom, left, right] = bounds(digit);
+  const length = Math.max(bottom - top, right - left);
+  if (cropAgain && factor > 1.5 && length < WORKING_SIDE / 4) {
+    const [y0, x0] = [top, left].map((at) => Math.max(0, Math.trunc((at - length) * factor)));
+    const y1 = Math.min(gray.height, Math.trunc((bottom + length) * factor));
+    const x1 = Math.min(gray.width, Math.trunc((right + length) * factor));
+    return frameDigit(cut(gray, y0, y1, x0, x1), false);
+  }
+  const mask = magnify(ink, digit, BOX * FINE);
+  found.problem = whyNoDigit(digit, strokeWidth(mask) / Math.max(mask.width, mask.height));
+  if (found.problem === null) found.image = place(setStrokeWidth(mask));
+  return found;
+}
 
-  let [left, right, top, bottom] = [width, -1, height, -1];
-  const ink = new Uint8Array(width * height);
+/** Whether an image of 28x28 pixels is framed as all 70,000 of MNIST are. */
+function isFramedAsMnist(gray) {
+  if (gray.width !== SIDE || gray.height !== SIDE || highest(gray.data) < 254) return false;
+  const [top, bottom, left, right] = bounds(gray);
+  const isCentered = centerOfMass(gray).every((middle) => 13.48 <= middle && middle <= 14.5);
+  return [19, 20].includes(Math.max(bottom - top, right - left)) && isCentered;
+}
+
+/** First row, last row + 1, first column and last column + 1 that hold a pixel. */
+function bounds({ width, height, data }) {
+  let [top, bottom, left, right] = [height, 0, width, 0];
   for (let y = 0; y < height; y++)
     for (let x = 0; x < width; x++) {
-      if (at(x, y) <= threshold) continue;
-      ink[y * width + x] = Math.trunc(at(x, y) - paper);
-      if (!ink[y * width + x]) continue;
-      [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x), Math.min(top, y), Math.max(bottom, y)];
+      if (!data[y * width + x]) continue;
+      if (top > y) top = y;
+      if (left > x) left = x;
+      if (right <= x) right = x + 1;
+      bottom = y + 1;
     }
-  const canvas = new Uint8Array(SIDE * SIDE);
-  if (right < 0) return canvas;
+  return [top, bottom, left, right];
+}
 
-  const box = { width: right - left + 1, height: bottom - top + 1 };
-  box.data = new Uint8Array(box.width * box.height);
-  for (let y = 0; y < box.height; y++)
-    for (let x = 0; x < box.width; x++) box.data[y * box.width + x] = ink[(top + y) * width + left + x];
-  const scale = (SIDE * BOX) / Math.max(box.width, box.height);
-  const digit = resize(box, Math.max(1, round(box.width * scale)), Math.max(1, round(box.height * scale)));
-
-  let [mass, sumX, sumY] = [0, 0, 0];
-  digit.data.forEach((value, index) => {
+/** Row and column. */
+function centerOfMass({ width, data }) {
+  let [mass, sumY, sumX] = [0, 0, 0];
+  data.forEach((value, index) => {
     mass += value;
-    sumX += value * (index % digit.width);
-    sumY += value * Math.floor(index / digit.width);
+    sumY += value * Math.floor(index / width);
+    sumX += value * (index % width);
   });
-  if (mass === 0) return canvas;
-  const x0 = clamp(round(SIDE / 2 - sumX / mass), 0, SIDE - digit.width);
-  const y0 = clamp(round(SIDE / 2 - sumY / mass), 0, SIDE - digit.height);
+  return [sumY / mass, sumX / mass];
+}
+
+function cut(image, y0, y1, x0, x1) {
+  const [width, height] = [x1 - x0, y1 - y0];
+  const data = new Uint8Array(width * height);
+  for (let y = 0; y < height; y++)
+    data.set(image.data.subarray((y0 + y) * image.width + x0, (y0 + y) * image.width + x1), y * width);
+  return { width, height, data };
+}
+
+const crop = (mask) => cut(mask, ...bounds(mask));
+
+function padded(image, margin) {
+  const [width, height] = [image.width + 2 * margin, image.height + 2 * margin];
+  const data = new Uint8Array(width * height);
+  for (let y = 0; y < image.height; y++)
+    data.set(image.data.subarray(y * image.width, (y + 1) * image.width), (y + margin) * width + margin);
+  return { width, height, data };
+}
+
+// Plain loops: those of typed arrays are several times slower.
+function mapped({ width, height, data }, change) {
+  const result = new Uint8Array(data.length);
+  for (let i = 0; i < data.length; i++) result[i] = change(data[i], i);
+  return { width, height, data: result };
+}
+
+function inverted({ width, height, data }) {
+  const result = new Uint8Array(data.length);
+  for (let i = 0; i < data.length; i++) result[i] = 255 - data[i];
+  return { width, height, data: result };
+}
+
+/** The maximum in a square window of odd size around each pixel: a dilation. In log2(size) steps per axis. */
+function slidingMax({ width, height, data }, size) {
+  const half = size >> 1;
+  const [wide, high] = [width + 2 * half, height + 2 * half];
+  // The edges are repeated. Steps run over the ends of rows, but only into columns that are cut off.
+  const rows = new Uint8Array(wide * height);
+  for (let y = 0; y < height; y++) {
+    const [start, end] = [y * width, (y + 1) * width];
+    rows.fill(data[start], y * wide, y * wide + half);
+    rows.set(data.subarray(start, end), y * wide + half);
+    rows.fill(data[end - 1], y * wide + half + width, (y + 1) * wide);
+  }
+  growMax(rows, size, 1);
+  const columns = new Uint8Array(width * high);
+  for (let y = 0; y < high; y++) {
+    const start = clamp(y - half, 0, height - 1) * wide;
+    columns.set(rows.subarray(start, start + width), y * width);
+  }
+  growMax(columns, size, width);
+  return { width, height, data: columns.subarray(0, width * height) };
+}
+
+/** In place: the maximum of each value and the `size - 1` after it, `stride` apart. */
+function growMax(data, size, stride) {
+  for (let covered = 1; covered < size; ) {
+    const step = Math.min(covered, size - covered);
+    const ahead = step * stride;
+    for (let i = 0; i + ahead < data.length; i++) if (data[i + ahead] > data[i]) data[i] = data[i + ahead];
+    covered += step;
+  }
+}
+
+const slidingMin = (image, size) => inverted(slidingMax(inverted(image), size));
+
+/** Each pixel with its neighbors, weighted 1, 2, 1 along both axes. */
+function blur({ width, height, data }) {
+  const result = new Uint8Array(data.length);
+  const sums = new Uint16Array(width);
+  for (let y = 0; y < height; y++) {
+    const [above, row, below] = [y - 1, y, y + 1].map((at) => clamp(at, 0, height - 1) * width);
+    for (let x = 0; x < width; x++) sums[x] = data[above + x] + 2 * data[row + x] + data[below + x];
+    for (let x = 0; x < width; x++) {
+      const [left, right] = [x > 0 ? sums[x - 1] : sums[x], x < width - 1 ? sums[x + 1] : sums[x]];
+      result[row + x] = (left + 2 * sums[x] + right + 8) >> 4;
+    }
+  }
+  return { width, height, data: result };
+}
+
+/** Whether the ink is darker than the paper. A window of the size of a stroke or a digit holds more paper than ink. */
+function isDarkOnLight(gray) {
+  const factor = Math.max(1, Math.max(gray.width, gray.height) / 128);
+  const image = blur(factor > 1 ? resize(gray, gray.width / factor, gray.height / factor) : gray);
+  const { width, height, data } = image;
+  const votes = [0.15, 0.3].map((share) => vote(image, Math.trunc(share * Math.max(width, height)) | 1));
+  const border = [];
+  for (let x = 0; x < width; x++) border.push(data[x], data[(height - 1) * width + x]);
+  for (let y = 1; y < height - 1; y++) border.push(data[y * width], data[(y + 1) * width - 1]);
+  border.sort((a, b) => a - b);
+  const median = (border[(border.length - 1) >> 1] + border[border.length >> 1]) / 2;
+  const low = data.reduce((least, value) => Math.min(least, value), 255);
+  return votes[0] + votes[1] + (median - low) / Math.max(highest(data) - low, 1) > 0.5;
+}
+
+/** From -1 to 1: whether pixels are nearer to the brightest or the darkest one around them, weighted by contrast. */
+function vote({ width, height, data }, size) {
+  const low = slidingMin({ width, height, data }, size).data;
+  const high = slidingMax({ width, height, data }, size).data;
+  const contrast = high.map((value, i) => value - low[i]);
+  const most = highest(contrast);
+  let [sum, total] = [0, 0];
+  contrast.forEach((weight, i) => {
+    if (5 * weight <= 2 * most) return;
+    sum += weight * Math.sign(2 * data[i] - low[i] - high[i]);
+    total += weight;
+  });
+  return sum / Math.max(total, 1);
+}
+
+/** The contrast of each pixel to its paper: what a closing adds (a black top-hat). */
+function measureInk(gray, isDark) {
+  let image = isDark ? gray : inverted(gray);
+  const longer = Math.max(gray.width, gray.height);
+  if (longer >= 64) image = blur(image);
+  const size = Math.trunc(0.3 * longer) | 1;
+  const closed = slidingMin(slidingMax(image, size), size);
+  return mapped(closed, (value, i) => value - image.data[i]);
+}
+
+function count(data) {
+  const histogram = new Array(256).fill(0);
+  for (let i = 0; i < data.length; i++) histogram[data[i]]++;
+  return histogram;
+}
+
+/** NumPy's percentile with method="lower". */
+function percentile(histogram, percent) {
+  const total = histogram.reduce((a, b) => a + b, 0);
+  const rank = Math.floor((total - 1) * (percent / 100));
+  let below = 0;
+  return histogram.findIndex((number) => (below += number) > rank);
+}
+
+/** The level that best separates two classes of pixels. */
+function otsuThreshold(histogram) {
+  const total = histogram.reduce((a, b) => a + b, 0);
+  const sum = histogram.reduce((a, number, value) => a + number * value, 0);
+  let [below, belowSum, best, threshold] = [0, 0, 0, 0];
+  histogram.forEach((number, value) => {
+    below += number;
+    belowSum += number * value;
+    const difference = (sum * below) / total - belowSum;
+    const variance = (difference * difference) / (below * (total - below));
+    if (Number.isFinite(variance) && variance > best) [best, threshold] = [variance, value];
+  });
+  return threshold;
+}
+
+/**
+ * The component of the mask with the most ink and the parts near it, as a mask; and whether there is as large a
+ * component besides. Components at the border of the image count little: they are shadows, lines or a table.
+ */
+function findDigit(ink, mask) {
+  const { width, height } = ink;
+  const parts = new Map();
+  for (const run of findRuns(mask)) {
+    const found = parts.get(run.root) ?? { weight: 0, top: height, bottom: 0, left: width, right: 0, runs: [] };
+    for (let x = run.start; x < run.end; x++) found.weight += ink.data[run.row * width + x];
+    found.top = Math.min(found.top, run.row);
+    found.bottom = Math.max(found.bottom, run.row + 1);
+    found.left = Math.min(found.left, run.start);
+    found.right = Math.max(found.right, run.end);
+    found.runs.push(run);
+    parts.set(run.root, found);
+  }
+  const edge = Math.max(width, height) >= 64 ? 1 : 0;
+  const list = [...parts.entries()].sort((a, b) => a[0] - b[0]).map(([, part]) => part);
+  for (const part of list) {
+    const { top, bottom, left, right } = part;
+    part.atBorder = top <= edge || left <= edge || bottom >= height - edge || right >= width - edge;
+    part.size = Math.max(bottom - top, right - left);
+    part.score = part.atBorder ? 3 * part.weight : 100 * part.weight;
+  }
+  const first = list.reduce((best, part) => (part.score > best.score ? part : best));
+  first.isChosen = true;
+  let { top, bottom, left, right, weight } = first;
+  let side;
+  for (;;) {
+    side = Math.max(bottom - top, right - left);
+    const more = list.filter((part) => {
+      const gap = Math.max(top - part.bottom, part.top - bottom, left - part.right, part.left - right);
+      const isNear = (first.atBorder || !part.atBorder) && 10 * gap <= 3 * side;
+      return !part.isChosen && isNear && 50 * part.weight >= weight && 50 * part.size >= 3 * side;
+    });
+    if (!more.length) break;
+    for (const part of more) {
+      part.isChosen = true;
+      weight += part.weight;
+      [top, bottom] = [Math.min(top, part.top), Math.max(bottom, part.bottom)];
+      [left, right] = [Math.min(left, part.left), Math.max(right, part.right)];
+    }
+  }
+  const data = new Uint8Array(width * height);
+  for (const part of list.filter((it) => it.isChosen))
+    for (const run of part.runs) data.fill(1, run.row * width + run.start, run.row * width + run.end);
+  const isOther = (part) => !part.isChosen && !part.atBorder && 2 * part.size >= side && 4 * part.weight >= weight;
+  return { digit: { width, height, data }, hasOthers: list.some(isOther) };
+}
+
+/**
+ * Horizontal runs of the mask in reading order, each with the first run of its component as `root`, by union-find.
+ * Runs that touch at a corner belong together.
+ */
+function findRuns({ width, height, data }) {
+  const runs = [];
+  for (let row = 0; row < height; row++)
+    for (let x = 0; x < width; x++) {
+      if (!data[row * width + x]) continue;
+      const start = x;
+      while (x < width && data[row * width + x]) x++;
+      runs.push({ row, start, end: x });
+    }
+  const parent = runs.map((_, i) => i);
+  const root = (run) => {
+    while (parent[run] !== run) run = parent[run] = parent[parent[run]];
+    return run;
+  };
+  let above = 0;
+  runs.forEach(({ row, start, end }, run) => {
+    while (runs[above].row < row - 1 || (runs[above].row === row - 1 && runs[above].end < start)) above++;
+    for (let other = above; other < run && runs[other].row === row - 1 && runs[other].start <= end; other++) {
+      const [first, second] = [root(other), root(run)].sort((a, b) => a - b);
+      parent[second] = first;
+    }
+  });
+  runs.forEach((run, i) => (run.root = root(i)));
+  return runs;
+}
+
+/** The digit as a mask whose longer side has `length` pixels: where it has half of the contrast of its ink. */
+function magnify(ink, digit, length) {
+  const [top, bottom, left, right] = bounds(digit);
+  const high = percentile(count(ink.data.filter((_, i) => digit.data[i])), 75);
+  const near = slidingMax(digit, 3).data;
+  const soft = mapped(ink, (value, i) => (near[i] ? Math.min(Math.floor((value * 255) / high), 255) : 0));
+  const box = cut(padded(soft, 2), top, bottom + 4, left, right + 4);
+  const scale = length / Math.max(bottom - top, right - left);
+  const mask = mapped(resize(box, box.width * scale, box.height * scale), (value) => (value > 127 ? 1 : 0));
+  return mask.data.includes(1) ? crop(mask) : { width: 1, height: 1, data: new Uint8Array([1]) };
+}
+
+/** Mean width of strokes, in pixels: twice the area over the perimeter, by Crofton's formula along four directions. */
+function strokeWidth(mask) {
+  const { width, height, data } = padded(mask, 1);
+  let [area, straight, diagonal] = [0, 0, 0];
+  for (let y = 0; y < height - 1; y++)
+    for (let x = 0; x < width - 1; x++) {
+      const i = y * width + x;
+      area += data[i];
+      straight += (data[i] !== data[i + 1]) + (data[i] !== data[i + width]);
+      diagonal += (data[i] !== data[i + width + 1]) + (data[i + 1] !== data[i + width]);
+    }
+  return (2 * area) / ((Math.PI / 8) * (straight + diagonal / Math.SQRT2));
+}
+
+/** The mask with strokes of the width STROKE. That changes its size, so it is done up to three times. */
+function setStrokeWidth(mask) {
+  for (let i = 0; i < 3; i++) {
+    const side = Math.max(mask.width, mask.height);
+    const radius = (STROKE * side - strokeWidth(mask)) / (2 * (1 - STROKE));
+    if (Math.abs(radius) < 0.5) break;
+    const limit = Math.min(Math.trunc(Math.abs(radius)) + 1, 40);
+    const wide = padded(mask, limit + 1);
+    const isThicker = radius > 0;
+    const distances = squaredDistances(isThicker ? wide : mapped(wide, (value) => 1 - value), limit);
+    const isNear = (_, j) => (distances[j] <= radius * radius ? 1 : 0);
+    const isFar = (_, j) => (distances[j] > radius * radius ? 1 : 0);
+    const changed = mapped(wide, isThicker ? isNear : isFar);
+    if (!changed.data.includes(1)) break;
+    mask = crop(changed);
+  }
+  return mask;
+}
+
+/** Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels. */
+function squaredDistances({ width, height, data }, limit) {
+  const column = new Int32Array(data.length); // along columns
+  for (let i = 0; i < data.length; i++) column[i] = data[i] ? 0 : limit + 1;
+  for (let i = width; i < data.length; i++) column[i] = Math.min(column[i], column[i - width] + 1);
+  for (let i = data.length - width - 1; i >= 0; i--) column[i] = Math.min(column[i], column[i + width] + 1);
+  for (let i = 0; i < data.length; i++) column[i] *= column[i];
+  const squared = new Int32Array(data.length);
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) {
+      const i = y * width + x;
+      let least = column[i];
+      for (let step = 1; step <= limit && step * step < least; step++) {
+        if (x >= step) least = Math.min(least, column[i - step] + step * step);
+        if (x + step < width) least = Math.min(least, column[i + step] + step * step);
+      }
+      squared[i] = least;
+    }
+  return squared;
+}
+
+/** The mask in gray, scaled into the box, with its center of mass at the center of the frame. */
+function place(mask) {
+  const scale = BOX / Math.max(mask.width, mask.height);
+  const white = mapped(mask, (value) => 255 * value);
+  const gray = resize(white, mask.width * scale, mask.height * scale);
+  const largest = highest(gray.data);
+  const digit = mapped(gray, (value) => Math.floor((value * 255) / largest));
+  const sides = [digit.height, digit.width];
+  const [top, left] = centerOfMass(digit).map((middle, i) => clamp(round(SIDE / 2 - middle), 0, SIDE - sides[i]));
+  const frame = new Uint8Array(SIDE * SIDE);
   for (let y = 0; y < digit.height; y++)
-    for (let x = 0; x < digit.width; x++) canvas[(y0 + y) * SIDE + x0 + x] = digit.data[y * digit.width + x];
-  return canvas;
+    frame.set(digit.data.subarray(y * digit.width, (y + 1) * digit.width), (top + y) * SIDE + left);
+  return frame;
+}
+
+function whyNoDigit(digit, relativeWidth) {
+  const [top, bottom, left, right] = bounds(digit);
+  const { width, height } = digit;
+  if (Math.max(bottom - top, right - left) < 0.04 * Math.max(height, width)) return "there are only specks";
+  if (relativeWidth > 0.42) return "there is only a dot";
+  const isRow = right - left >= 0.95 * width && bottom - top < 0.15 * height;
+  const isColumn = bottom - top >= 0.95 * height && right - left < 0.15 * width;
+  return isRow || isColumn ? "there is only a line" : null;
 }
 
 /** Bytes to the network's inputs, in the processor's float32 arithmetic. */
 export function normalize(bytes, mean, std) {
-  return Array.from(bytes, (byte) => Math.fround(Math.fround(Math.fround(byte / 255) - Math.fround(mean)) / Math.fround(std)));
+  const f = Math.fround;
+  return Array.from(bytes, (byte) => f(f(f(byte / 255) - f(mean)) / f(std)));
 }
