@@ -97,8 +97,9 @@ export function frameDigit(gray, cropAgain = true) {
     const x1 = Math.min(gray.width, Math.trunc((right + length) * factor));
     return frameDigit(cut(gray, y0, y1, x0, x1), false);
   }
-  const mask = magnify(ink, digit, BOX * FINE);
-  found.problem = whyNoDigit(digit, strokeWidth(mask) / Math.max(mask.width, mask.height));
+  const contrast = percentile(count(ink.data.filter((_, i) => digit.data[i])), 75);
+  const mask = magnify(ink, digit, contrast, BOX * FINE);
+  found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height));
   if (found.problem === null) found.image = place(setStrokeWidth(mask));
   return found;
 }
@@ -366,12 +367,11 @@ function findRuns({ width, height, data }) {
   return runs;
 }
 
-/** The digit as a mask whose longer side has `length` pixels: where it has half of the contrast of its ink. */
-function magnify(ink, digit, length) {
+/** The digit as a mask whose longer side has `length` pixels: where its ink has half of `contrast`. */
+function magnify(ink, digit, contrast, length) {
   const [top, bottom, left, right] = bounds(digit);
-  const high = percentile(count(ink.data.filter((_, i) => digit.data[i])), 75);
   const near = slidingMax(digit, 3).data;
-  const soft = mapped(ink, (value, i) => (near[i] ? Math.min(Math.floor((value * 255) / high), 255) : 0));
+  const soft = mapped(ink, (value, i) => (near[i] ? Math.min(Math.floor((value * 255) / contrast), 255) : 0));
   const box = cut(padded(soft, 2), top, bottom + 4, left, right + 4);
   const scale = length / Math.max(bottom - top, right - left);
   const mask = mapped(resize(box, box.width * scale, box.height * scale), (value) => (value > 127 ? 1 : 0));
@@ -447,9 +447,11 @@ function place(mask) {
   return frame;
 }
 
-function whyNoDigit(digit, relativeWidth) {
+function whyNoDigit(digit, contrast, relativeWidth) {
   const [top, bottom, left, right] = bounds(digit);
   const { width, height } = digit;
+  const isAtBorder = Math.min(top, left) <= 1 || bottom >= height - 1 || right >= width - 1;
+  if (contrast < 3 * LEAST_CONTRAST && isAtBorder) return "the image is blank"; // shading looks like pale ink there
   if (Math.max(bottom - top, right - left) < 0.04 * Math.max(height, width)) return "there are only specks";
   if (relativeWidth > 0.42) return "there is only a dot";
   const isRow = right - left >= 0.95 * width && bottom - top < 0.15 * height;
