@@ -40,6 +40,10 @@ class ModelArguments:
     attention_probs_dropout_prob: float | None = arg(help="Dropout on attention probabilities.")
     layer_norm_eps: float | None = arg(help="Epsilon of every LayerNorm.")
     image_size: int | None = arg(help="Height and width that images are resized to.")
+    do_frame: bool | None = arg(
+        help="Find the digit in each image and frame it as in MNIST; no for images that are no digits. Default: as "
+        "the checkpoint does, else yes for images of 28x28."
+    )
     patch_size: int | None = arg(help="Height and width of a patch.")
     qkv_bias: bool | None = arg(help="Whether queries, keys and values have a bias.")
     initializer: str | None = arg(help="xavier_uniform or trunc_normal.")

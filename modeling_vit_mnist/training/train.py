@@ -138,7 +138,11 @@ def load_data(
     if model_args.model_name_or_path:
         _, processor = load_checkpoint(model_args.model_name_or_path)
     else:
-        processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
+        size = model_args.image_size or VitMnistConfig.image_size
+        # Images of MNIST are kept only at their own size. At another one, they would be redrawn.
+        processor = VitMnistImageProcessor(size=size, do_frame=size == VitMnistConfig.image_size)
+    if model_args.do_frame is not None:
+        processor.do_frame = model_args.do_frame
     if not data_args.streaming:
         return dict(load_images(data_args, processor))
     datasets: dict[str, Any] = stream_images(data_args, processor)
