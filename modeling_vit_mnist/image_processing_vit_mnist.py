@@ -4,6 +4,7 @@ so it imports only files that do so, too."""
 import base64
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_vit_mnist import refuse_misspelled
-from .framing_vit_mnist import frame_digit
+from .framing_vit_mnist import Framing, frame_digit
 from .grayscale_vit_mnist import channel_axis, frame_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)
@@ -233,10 +234,12 @@ class VitMnistImageProcessor(PilBackend):
         return to_grayscale(image, background, input_data_format or self.input_data_format)
 
     @staticmethod
-    def _frame(image: np.ndarray, side: int) -> np.ndarray:
+    def frame(image: np.ndarray, side: int) -> Framing:
+        """What [`frame_digit`] finds in one grayscale image of shape `(height, width)`: uint8, or float32 in [0, 1],
+        which stays float32 only if it is framed already."""
         gray = image if image.dtype == np.uint8 else np.round(255 * image).astype(np.uint8)
         framing = frame_digit(gray, side)
-        return image if framing.is_framed else framing.image
+        return replace(framing, image=image) if framing.is_framed else framing
 
     def _standardize_kwargs(self, **kwargs):
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -281,7 +284,7 @@ class VitMnistImageProcessor(PilBackend):
     ) -> BatchFeature:  # fmt: skip
         shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
         if do_frame and not (do_invert or do_center):
-            framed = [self._frame(image, shape[0]) for image in images]
+            framed = [self.frame(image, shape[0]).image for image in images]
         else:
             framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if len({image.shape for image in framed}) > 1:

@@ -4,6 +4,7 @@ so it imports only files that do so, too."""
 import base64
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_vit_mnist import refuse_misspelled
-from .framing_vit_mnist import channel_axis, frame_image, to_grayscale
+from .framing_vit_mnist import Framing, frame_digit
+from .grayscale_vit_mnist import channel_axis, frame_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)
 URL = ("http://", "https://")
@@ -80,6 +82,7 @@ def _number(name: str, value: Any, positive: bool = False) -> float:
 class VitMnistImageProcessorKwargs(ImagesKwargs, total=False):
     """Options beyond those of transformers, as [`VitMnistImageProcessor`] describes them."""
 
+    do_frame: bool | None
     do_invert: bool | str | None
     do_center: bool | None
     background: int | None
@@ -104,6 +107,9 @@ class VitMnistImageProcessor(PilBackend):
         size (`dict`, defaults to 28x28): Height and width to resize to.
         resample (`PILImageResampling`, defaults to bilinear): Filter for resizing; antialiased when shrinking.
         image_mean, image_std (`float` or list, defaults to 0.1307 and 0.3081): Of MNIST's training pixels in [0, 1].
+        do_frame (`bool`, defaults to `False`): Find the digit in a drawing, a scan or a photograph, dark on light or
+            light on dark, and frame it as MNIST does (see [`frame_digit`]). An image of MNIST is unchanged, and one
+            without a digit becomes black. `do_invert` and `do_center` are used instead if one of them is set.
         do_invert (`bool` or `"auto"`, defaults to `False`): Invert the image. `"auto"` inverts an image whose border
             has a median brighter than the middle of the image's range: dark ink on light paper.
         do_center (`bool`, defaults to `False`): Frame the digit as MNIST does: scale the bounding box of the ink into
@@ -133,6 +139,7 @@ class VitMnistImageProcessor(PilBackend):
     do_normalize = True
     image_mean = [0.1307]
     image_std = [0.3081]
+    do_frame = False
     do_invert: bool | str = False
     do_center = False
     background = 255
@@ -226,6 +233,14 @@ class VitMnistImageProcessor(PilBackend):
         background = self.background if background is None else background
         return to_grayscale(image, background, input_data_format or self.input_data_format)
 
+    @staticmethod
+    def frame(image: np.ndarray, side: int) -> Framing:
+        """What [`frame_digit`] finds in one grayscale image of shape `(height, width)`: uint8, or float32 in [0, 1],
+        which stays float32 only if it is framed already."""
+        gray = image if image.dtype == np.uint8 else np.round(255 * image).astype(np.uint8)
+        framing = frame_digit(gray, side)
+        return replace(framing, image=image) if framing.is_framed else framing
+
     def _standardize_kwargs(self, **kwargs):
         kwargs = super()._standardize_kwargs(**kwargs)
         for name in ("image_mean", "image_std"):  # of one channel, however often it was repeated
@@ -247,10 +262,12 @@ class VitMnistImageProcessor(PilBackend):
             ChannelDimension(input_data_format)  # raises ValueError
         if background is not None and (not isinstance(background, int) or not 0 <= background <= 255):
             raise ValueError(f"background must be an integer from 0 to 255, got {background!r}.")
-        if kwargs["do_resize"] or kwargs["do_center"]:
+        if kwargs["do_resize"] or kwargs["do_center"] or kwargs["do_frame"]:
             sides = dict(size or {})
             if sides.keys() != {"height", "width"} or not all(type(s) is int and s > 0 for s in sides.values()):
                 raise ValueError(f"size must be a height and a width, both at least 1, got {sides}.")
+            if kwargs["do_frame"] and sides["height"] != sides["width"]:
+                raise ValueError(f"do_frame=True makes squares, so size must be one, got {sides}.")
             if resample not in list(PILImageResampling):
                 raise ValueError(f"resample must be one of {[*map(int, PILImageResampling)]}, got {resample!r}.")
         if kwargs["do_rescale"]:
@@ -260,13 +277,16 @@ class VitMnistImageProcessor(PilBackend):
             _number("image_std", kwargs["image_std"], positive=True)
 
     def _preprocess(
-        self, images: list[np.ndarray], do_invert: bool | str | None, do_center: bool | None, do_resize: bool | None,
-        size: SizeDict | None, resample: PILImageResampling | int | None, do_rescale: bool | None,
-        rescale_factor: float | None, do_normalize: bool | None, image_mean: Any, image_std: Any,
-        return_tensors: Any = None, device: Any = None, **kwargs,
+        self, images: list[np.ndarray], do_frame: bool | None, do_invert: bool | str | None, do_center: bool | None,
+        do_resize: bool | None, size: SizeDict | None, resample: PILImageResampling | int | None,
+        do_rescale: bool | None, rescale_factor: float | None, do_normalize: bool | None,
+        image_mean: Any, image_std: Any, return_tensors: Any = None, device: Any = None, **kwargs,
     ) -> BatchFeature:  # fmt: skip
         shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
-        framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
+        if do_frame and not (do_invert or do_center):
+            framed = [self.frame(image, shape[0]).image for image in images]
+        else:
+            framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if len({image.shape for image in framed}) > 1:
             sizes = ", ".join(sorted({"x".join(map(str, image.shape)) for image in framed}))
             raise ValueError(f"Cannot batch images of different sizes ({sizes}): use do_resize=True.")

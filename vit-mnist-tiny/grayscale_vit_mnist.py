@@ -1,0 +1,152 @@
+"""From any image to grayscale, inverted, centered or resized. Needs Pillow and NumPy only. Travels with every
+checkpoint, so it imports nothing else of this package."""
+
+import numpy as np
+import PIL.Image
+
+# MNIST's digits were scaled into 20x20 of the 28x28 pixels.
+MNIST_BOX = 20 / 28
+
+
+def channel_axis(array: np.ndarray, data_format: str | None = None) -> int | None:
+    """Axis of the color channels of a 3-dimensional array, as `data_format` says ("channels_first" or
+    "channels_last") or as its shape suggests; `None` for a batch of grayscale images."""
+    if data_format is not None:
+        return 0 if data_format == "channels_first" else 2
+    if array.shape[0] in (1, 3):
+        return 0
+    return 2 if array.shape[2] in (1, 2, 3, 4) else None
+
+
+def to_grayscale(
+    image: PIL.Image.Image | np.ndarray, background: int, data_format: str | None = None
+) -> np.ndarray:  # fmt: skip
+    """One image in grayscale, of shape `(height, width)`: uint8, or float32 in [0, 1] for floats.
+
+    Args:
+        image: A PIL image of any mode, or an array of shape HW, HW1, 1HW, HW2 (gray and alpha), HW3, 3HW or HW4
+            (RGBA).
+        background (`int`): Gray level, 0 to 255, behind transparent pixels.
+        data_format (`str`, *optional*): Where an array has its channels, as in [`channel_axis`].
+
+    Raises:
+        ValueError: an array of another shape or without numbers, or values out of range.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return _gray_from_pil(image, background)
+    return _gray_from_array(image, background, data_format)
+
+
+def _gray_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
+    if 0 in image.size:
+        raise ValueError(f"An image must have pixels, got a size of {image.size}.")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        array = np.asarray(image)
+        return _eight_bits(array, sixteen=image.mode != "I" or array.max() > 255)  # Pillow reads some 16 bits as "I"
+    if image.mode == "F":
+        return _gray_from_array(np.asarray(image), background)
+    if image.has_transparency_data:
+        paper = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
+        image = image.convert("LA") if image.mode == "La" else image  # Pillow converts it to nothing else
+        image = PIL.Image.alpha_composite(paper, image.convert("RGBA"))
+    if image.mode not in ("1", "L"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"))
+
+
+def _gray_from_array(array: np.ndarray, background: int, data_format: str | None = None) -> np.ndarray:
+    axis = channel_axis(array, data_format) if array.ndim == 3 else None
+    channels = array.shape[axis] if axis is not None else 1 if array.ndim == 2 else 0
+    if not 1 <= channels <= 4 or 0 in array.shape:
+        form = f" with {data_format}" if data_format else ""
+        raise ValueError(f"An image must have shape HW, HW1, 1HW, HW2, HW3, 3HW or HW4, got {array.shape}{form}.")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"An image must hold integers, floats or bools, got {array.dtype}.")
+    if axis is not None:
+        array = np.moveaxis(array, axis, -1)
+    if not np.issubdtype(array.dtype, np.floating):
+        array = _eight_bits(array)
+        if array.ndim == 3 and array.shape[-1] == 1:
+            array = array[..., 0]
+        return array if array.ndim == 2 else _gray_from_pil(PIL.Image.fromarray(array), background)
+
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-5 and high <= 1 + 1e-5):  # true for NaN; resizing overshoots by rounding
+        raise ValueError(f"Float images must lie in [0, 1], got values from {low:g} to {high:g}.")
+    array = np.clip(array.astype(np.float32), 0, 1)
+    if array.ndim == 2:
+        return array
+    if channels in (2, 4):
+        alpha = array[..., -1:]
+        array = array[..., :-1] * alpha + np.float32(background / 255) * (1 - alpha)
+    if array.shape[-1] == 1:
+        return array[..., 0]
+    return np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)
+
+
+def _eight_bits(array: np.ndarray, sixteen: bool | None = None) -> np.ndarray:
+    """Integers as uint8, from 16 bits if `sixteen` says so or, by default, if they are of type uint16."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array * np.uint8(255)
+    low, high = int(array.min()), int(array.max())
+    if sixteen is None:
+        sixteen = (array.dtype.kind, array.dtype.itemsize) == ("u", 2)
+        if sixteen and 0 < high <= 255:
+            raise ValueError(f"A uint16 image with values up to {high} may have 8 bits or 16: convert it to uint8.")
+    if low < 0 or high > (65535 if sixteen else 255):
+        raise ValueError(f"Integer images must lie in 0 to 255, or to 65535 as uint16, got {low} to {high}.")
+    return np.round(array / 257).astype(np.uint8) if sixteen else array.astype(np.uint8)
+
+
+def frame_image(
+    image: np.ndarray, shape: tuple[int, int], resample: int | None, do_invert: bool | str | None,
+    do_center: bool | None, do_resize: bool | None = True,
+) -> np.ndarray:  # fmt: skip
+    """Invert, then center or resize to `shape`, one grayscale image of shape `(height, width)`: uint8, or float32 in
+    [0, 1]. The other arguments are those of [`VitMnistImageProcessor`]. The dtype is unchanged."""
+    if _is_dark_on_light(image) if do_invert == "auto" else do_invert:
+        image = (255 if image.dtype == np.uint8 else np.float32(1)) - image
+    if do_center:
+        return _center_as_mnist(image, shape, resample)
+    return _resize(image, shape, resample) if do_resize and image.shape != shape else image
+
+
+def _border(image: np.ndarray) -> np.ndarray:
+    return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+
+
+def _is_dark_on_light(image: np.ndarray) -> bool:
+    low, high = float(image.min()), float(image.max())
+    return low < high and float(np.median(_border(image))) > (low + high) / 2
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int], resample: int | None) -> np.ndarray:
+    resized = np.asarray(PIL.Image.fromarray(image).resize(shape[::-1], resample))
+    return resized if resized.dtype == np.uint8 else np.clip(resized, 0, 1)
+
+
+def _center_as_mnist(image: np.ndarray, shape: tuple[int, int], resample: int | None) -> np.ndarray:
+    # The border shows the paper and its noise. In a clean drawing the noise is zero, and every gray pixel is ink.
+    paper, bright = np.percentile(_border(image), [50, 95]).astype(np.float32)
+    ink = np.where(image > paper + 3 * (bright - paper), image - paper, 0).astype(image.dtype)
+    canvas = np.zeros(shape, image.dtype)
+    rows, columns = np.nonzero(ink)
+    if rows.size == 0:
+        return canvas
+    ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    scale = min(shape) * MNIST_BOX / max(ink.shape)
+    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    ink = _resize(ink, (height, width), resample)
+    if not ink.any():  # a hairline can vanish when it is shrunk
+        return canvas
+
+    mass = ink.astype(np.float64)
+    center = (np.arange(height) @ mass.sum(1) / mass.sum(), np.arange(width) @ mass.sum(0) / mass.sum())
+    top, left = (
+        int(np.clip(round(side / 2 - middle), 0, side - extent))
+        for side, middle, extent in zip(shape, center, (height, width), strict=True)
+    )
+    canvas[top : top + height, left : left + width] = ink
+    return canvas
