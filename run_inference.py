@@ -3,7 +3,7 @@ Predict digits.
 
     python run_inference.py                                  # the bundled checkpoint on 64 test digits
     python run_inference.py --num_samples 0 --grid grid.png  # all of them, and a picture
-    python run_inference.py --image photo.png scans/ --do_center true --do_invert auto --top_k 3
+    python run_inference.py --image photo.png scans/ --top_k 3      # drawings, scans, photographs
 """
 
 from modeling_vit_mnist.commands import predict, run

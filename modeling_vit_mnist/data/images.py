@@ -149,26 +149,8 @@ def decode_images(
     """
     parts, batch, pixels, kept = [], [], 0, []
     for index, item in enumerate(items):
-        try:
-            if item is None:
-                raise ValueError("there is no image")
-            image: Any = np.asarray(item)
-            if isinstance(item, dict):
-                image = open_image(io.BytesIO(read_encoded(item)))
-            image = processor.process_image(image, processor.background)
-            size = (processor.size["height"], processor.size["width"])
-            if image.shape != size and not (processor.do_resize or processor.do_center):
-                raise ValueError(f"it has {image.shape} pixels, and the processor takes {size} without resizing")
-        except Exception as error:  # Pillow's decoders raise exceptions of many kinds for corrupt files
-            name = (item.get("path") if isinstance(item, dict) else None) or names[index]
-            is_unknown = isinstance(error, PIL.UnidentifiedImageError)
-            reason = "no image that Pillow knows" if is_unknown else str(error).rstrip(".") or type(error).__name__
-            if not skip_bad_images:
-                raise UsageError(
-                    f"Cannot read {name}: {reason}. Pass --skip_bad_images to skip such images."
-                ) from error
-            if not is_quiet:
-                logger.warning("Skipped %s, which cannot be read: %s", name, reason)
+        image = decode_image(item, names[index], processor, skip_bad_images, is_quiet)
+        if image is None:
             continue
         kept.append(index)
         batch.append(image)
@@ -180,6 +162,33 @@ def decode_images(
     if any(part.is_floating_point() for part in parts):  # floats are already rescaled
         parts = [part if part.is_floating_point() else part / 255 for part in parts]
     return torch.cat(parts), kept
+
+
+def decode_image(
+    item: Any, name: str, processor: VitMnistImageProcessor, skip_bad_images: bool, is_quiet: bool = False
+) -> np.ndarray | None:
+    """One image in grayscale, of its own size; `None` if it is skipped. The arguments are those of
+    [`decode_images`]."""
+    try:
+        if item is None:
+            raise ValueError("there is no image")
+        source: Any = np.asarray(item)
+        if isinstance(item, dict):
+            source = open_image(io.BytesIO(read_encoded(item)))
+        image = processor.process_image(source, processor.background)
+        size = (processor.size["height"], processor.size["width"])
+        if image.shape != size and not (processor.do_resize or processor.do_center or processor.do_frame):
+            raise ValueError(f"it has {image.shape} pixels, and the processor takes {size} without resizing")
+        return image
+    except Exception as error:  # Pillow's decoders raise exceptions of many kinds for corrupt files
+        name = (item.get("path") if isinstance(item, dict) else None) or name
+        is_unknown = isinstance(error, PIL.UnidentifiedImageError)
+        reason = "no image that Pillow knows" if is_unknown else str(error).rstrip(".") or type(error).__name__
+        if not skip_bad_images:
+            raise UsageError(f"Cannot read {name}: {reason}. Pass --skip_bad_images to skip such images.") from error
+        if not is_quiet:
+            logger.warning("Skipped %s, which cannot be read: %s", name, reason)
+        return None
 
 
 def check_labels(labels: np.ndarray, names: list[str], start: int, place: str) -> None:

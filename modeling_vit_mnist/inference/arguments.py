@@ -26,9 +26,11 @@ class InferenceArguments(_ModelChoice):
 
     num_samples: int = arg(64, "Predict the first N images of the split; 0 for all.")
     image: list[str] = arg([], "Predict these image files, folders or globs instead of a dataset.", nargs="+")
-    do_center: bool | None = arg(help="Frame each digit as MNIST's are.")
+    do_center: bool | None = arg(
+        help="Only center the ink as in MNIST. Default: find and frame the digit, whatever it is drawn on."
+    )
     do_invert: str | None = arg(
-        help="Invert the images. auto: those with dark ink on light paper.", choices=["yes", "no", "auto"]
+        help="Only invert the images. auto: those with dark ink on light paper.", choices=["yes", "no", "auto"]
     )
     top_k: int = arg(1, "Print the K most probable classes.")
     output: str | None = arg(help="Also write the predictions to this .jsonl, .csv or .parquet file.")

@@ -5,13 +5,14 @@ import glob
 import logging
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError, printable
-from ..data.images import decode_images, image_suffixes
+from ..data.images import decode_image, image_suffixes
+from ..framing_vit_mnist import Framing
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -65,20 +66,34 @@ def _expand(pattern: Path) -> list[Path]:
 
 def read_images(
     files: list[Path], processor: VitMnistImageProcessor, skip_bad_images: bool
-) -> tuple[torch.Tensor, list[Path]]:
-    """Grayscale images of files, of shape `(n, height, width)`, and the files that were read. They are uint8, or
+) -> tuple[torch.Tensor, list[Path], list[dict[str, Any]]]:
+    """Grayscale images of files, of shape `(n, height, width)`, the files that were read, and what framing says of
+    each: `problem` (`None` if there is a digit, or nothing was framed) and `has_others`. The images are uint8, or
     float32 in [0, 1] if one of the files holds floats. Raises [`UsageError`] if a file is not a readable image and
     `skip_bad_images` is off, or none is readable."""
-    images, read = [], []
+    images, read, found = [], [], []
     for file in tqdm(files, desc="Read", unit=" images", leave=False, disable=None if len(files) > 100 else True):
-        image, kept = decode_images([{"path": str(file), "bytes": None}], [""], processor, skip_bad_images)
-        images.append(image)
-        read += [file] * len(kept)
+        gray = decode_image({"path": str(file), "bytes": None}, "", processor, skip_bad_images)
+        if gray is None:
+            continue
+        framing = Framing(gray)
+        if frames(processor):
+            framing = processor.frame(gray, processor.size["height"])
+            images.append(torch.tensor(framing.image)[None])
+        else:
+            images.append(processor.to_grayscale(gray))
+        read.append(file)
+        found.append({"problem": framing.problem, "has_others": framing.has_others})
     if not read:
         raise UsageError("None of the images can be read.")
     if any(image.is_floating_point() for image in images):  # floats are already rescaled
         images = [image if image.is_floating_point() else image / 255 for image in images]
-    return torch.cat(images), read
+    return torch.cat(images), read, found
+
+
+def frames(processor: VitMnistImageProcessor) -> bool:
+    """Whether a processor finds the digit by itself, which inverting and centering replace."""
+    return bool(processor.do_frame and not (processor.do_invert or processor.do_center))
 
 
 def report_blank_images(images: torch.Tensor, files: list[Path], processor: VitMnistImageProcessor) -> None:

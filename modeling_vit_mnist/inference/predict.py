@@ -22,7 +22,7 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import InferenceArguments
 from .classes import class_names, describe_accuracy, match_classes
-from .images import find_images, read_images, report_blank_images
+from .images import find_images, frames, read_images, report_blank_images
 
 GRID_IMAGES = 100
 # Images, a row for each, and their labels, numbered as the model's classes; none for files.
@@ -86,6 +86,8 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     if args.top_k > len(names):
         raise UsageError(f"--top_k must be at most {len(names)}, the number of classes, got {args.top_k}.")
     model.to(device).eval()
+    if args.do_center is not None or args.do_invert is not None:  # also "no": the image as it is, resized
+        processor.do_frame = False
     if args.do_center is not None:
         processor.do_center = args.do_center
     if args.do_invert is not None:
@@ -93,10 +95,12 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
 
     batches: Batches
     if files:
-        images, files = read_images(files, processor, data_args.skip_bad_images)
-        report_blank_images(images, files, processor)
+        images, files, found = read_images(files, processor, data_args.skip_bad_images)
+        if not frames(processor):
+            report_blank_images(images, files, processor)
         # A name with bytes that are not UTF-8 is written with escapes.
-        rows = [{"image": str(file).encode("utf-8", "backslashreplace").decode()} for file in files]
+        named = [{"image": str(file).encode("utf-8", "backslashreplace").decode()} for file in files]
+        rows = [name | finding for name, finding in zip(named, found, strict=True)]
         batches, what = [(images, rows, torch.empty(0, dtype=torch.int64))], "images"
     else:
         batches, names, source = read_split(args, data_args, processor, names)
@@ -126,7 +130,8 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
 
     speed = f"{total / max(seconds, 1e-9):,.0f} images/s on {device}"
     if files:
-        print(f"{total:,} {what}, {speed}")
+        problems = sum(finding["problem"] is not None for finding in found)
+        print(f"{total:,} {what}, " + (f"{problems:,} without a digit, " if problems else "") + speed)
     else:
         if total < args.num_samples:
             print(f"There are only {total:,} images, fewer than --num_samples {args.num_samples:,}.")
@@ -184,10 +189,15 @@ def _with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: lis
 
 
 def print_prediction(row: dict, probabilities: torch.Tensor, names: list[str], top_k: int) -> None:
-    """Add the prediction from `probabilities` of shape `(classes,)` to a row, and print it."""
+    """Add the prediction from `probabilities` of shape `(classes,)` to a row, and print it. A row with a `problem`
+    gets `None`. `has_others` is printed, and removed from the row."""
     best = int(probabilities.argmax())
+    note = " (more than one digit: the largest is read)" if row.pop("has_others", False) else ""
     row |= {"prediction": names[best], "probability": probabilities[best].item()}
-    if "image" in row:
+    if row.get("problem") is not None:
+        row |= {"prediction": None, "probability": None} | ({"top_k": None} if top_k > 1 else {})
+        line, note, top_k = f"{row['image']} Pred:- ({row['problem']})", "", 1
+    elif "image" in row:
         line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
     else:
         is_correct = row["label"] == row["prediction"]
@@ -196,7 +206,7 @@ def print_prediction(row: dict, probabilities: torch.Tensor, names: list[str], t
         top = probabilities.topk(top_k)
         row["top_k"] = {names[i]: p for p, i in zip(*map(torch.Tensor.tolist, top), strict=True)}
         line += " Top:" + ",".join(f"{name}={p:.4f}" for name, p in row["top_k"].items())
-    print(printable(line))
+    print(printable(line + note))
     print("-" * 30)
 
 
@@ -216,7 +226,9 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
             nonlocal writer
             table = pandas.DataFrame(rows)
             if "top_k" in table:
-                table["top_k"] = [[{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows]
+                table["top_k"] = [
+                    row["top_k"] and [{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows
+                ]
             if path.suffix == ".jsonl":
                 table.to_json(file, orient="records", lines=True, double_precision=15)
             elif path.suffix == ".csv":
