@@ -241,7 +241,7 @@ def test_do_center_and_do_invert_frame_photographs(infer, pictures, sample):
     sheet.paste(digit, (200, 120))
     sheet.save(pictures / "sheet.png")
     plain = infer("--image", pictures / "0.png").out.split()[1:3]
-    assert infer("--image", pictures / "sheet.png").out.split()[1:3] != plain
+    assert infer("--image", pictures / "sheet.png").out.split()[1:3] != plain  # this checkpoint does not frame
     blank = infer("--image", pictures / "sheet.png", "--do_center", "true").out
     assert blank.startswith(f"{pictures / 'sheet.png'} is blank after preprocessing. For dark ink on light paper, ")
     assert (
@@ -262,6 +262,94 @@ def test_inversion_is_advised_only_where_it_helps(infer, pictures):
     blank = f"{pictures / '0.png'} is blank after preprocessing."
     advice = f"{pictures / '1.png'} is blank after preprocessing. For dark ink on light paper, pass --do_invert auto."
     assert says == {False: [blank, advice], True: [blank]}
+
+
+@pytest.fixture
+def photographs(tmp_path, sample):
+    """A 7 in dark ink on a light sheet, a blank sheet, a dot, and two digits."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    sheets = {name: PIL.Image.new("L", (300, 200), 225) for name in ("blank", "dot", "seven", "two")}
+    large = [PIL.Image.fromarray(255 - sample["test"].images[i].numpy()).resize((112, 112)) for i in (700, 200)]
+    darker = [PIL.Image.eval(image, lambda value: value * 225 // 255) for image in large]
+    sheets["dot"].paste(20, (140, 90, 165, 115))
+    sheets["seven"].paste(darker[0], (150, 60))
+    for image, left in zip(darker, (20, 170), strict=True):
+        sheets["two"].paste(image, (left, 40))
+    for name, sheet in sheets.items():
+        sheet.save(folder / f"{name}.png")
+    return folder
+
+
+def test_photographs_need_no_flag(infer, photographs, sample):
+    done = infer("--image", photographs, model=ROOT / "vit-mnist-small")
+    assert done.code == 0 and not done.err
+    blank, dot, seven, two = done.out.splitlines()[:8:2]
+    assert blank == f"{photographs / 'blank.png'} Pred:- (the image is blank)"
+    assert dot == f"{photographs / 'dot.png'} Pred:- (there is only a dot)"
+    label = int(sample["test"].labels[700])
+    assert re.fullmatch(rf"{photographs / 'seven.png'} Pred:{label} Prob:[\d.]+", seven)
+    assert re.fullmatch(r".* Pred:\d Prob:[\d.]+ \(more than one digit: the largest is read\)", two)
+    assert re.fullmatch(r"4 images, 2 without a digit, [\d,]+ images/s on \w+", done.out.splitlines()[-1])
+    assert "do_invert" not in done.out
+
+
+@pytest.mark.parametrize(
+    "flags", [["--do_invert", "no"], ["--do_center", "no"], ["--do_invert", "no", "--do_center=no"]]
+)
+def test_the_old_flags_switch_framing_off(infer, photographs, flags):
+    """Of all images, each set to no means plain resizing."""
+    file = photographs / "seven.png"
+    model, processor = load_checkpoint(TINY)
+    plain = processor(PIL.Image.open(file), do_frame=False, return_tensors="pt")
+    probability = model(**plain).logits.softmax(-1).max().item()
+    shown = infer("--image", file, *flags, model=TINY).out
+    assert f"Prob:{probability:.4f}" in shown
+    assert f"Prob:{probability:.4f}" not in infer("--image", file, model=TINY).out
+    done = infer("--image", photographs / "blank.png", *flags, model=TINY)
+    assert "blank.png is blank after preprocessing." in done.out and "Pred:-" not in done.out
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize(
+    ("suffix", "read"), [("jsonl", pandas.read_json), ("csv", pandas.read_csv), ("parquet", pandas.read_parquet)]
+)
+def test_tables_have_no_prediction_where_there_is_no_digit(infer, photographs, tmp_path, suffix, read, top_k):
+    path, grid = tmp_path / f"table.{suffix}", tmp_path / "grid.png"
+    done = infer("--image", photographs, "--output", path, "--grid", grid, f"--top_k={top_k}", model=TINY)
+    assert done.code == 0 and PIL.Image.open(grid).width > 200, done.err
+    table = read(path, lines=True) if suffix == "jsonl" else read(path)
+    top = ["top_k"] if top_k > 1 else []
+    assert list(table) == ["image", "problem", "prediction", "probability", *top]
+    assert table["problem"].tolist()[:2] == ["the image is blank", "there is only a dot"]
+    for name, missing in (
+        ("problem", [0, 0, 1, 1]),
+        *((n, [1, 1, 0, 0]) for n in ("prediction", "probability", *top)),
+    ):
+        assert table[name].isna().tolist() == [bool(flag) for flag in missing], name
+    infer("--output", path, "--num_samples=3", model=TINY)
+    table = read(path, lines=True) if suffix == "jsonl" else read(path)
+    assert "problem" not in table
+
+
+def test_a_table_of_blank_images_only(infer, photographs, tmp_path):
+    for suffix in ("jsonl", "csv", "parquet"):
+        done = infer("--image", photographs / "blank.png", "--output", tmp_path / f"t.{suffix}", model=TINY)
+        assert done.code == 0 and "1 images, 1 without a digit, " in done.out
+    row = json.loads((tmp_path / "t.jsonl").read_text())
+    assert (row["prediction"], row["probability"], row["problem"]) == (None, None, "the image is blank")
+
+
+def test_grids_show_a_dash_where_there_is_no_digit(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from modeling_vit_mnist.inference.plots import plot_predictions
+
+    titles, set_title = [], Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **kw: (titles.append(text), set_title(self, text, **kw)))
+    rows = [{"prediction": None, "probability": None}, {"prediction": "7", "probability": 0.5}]
+    plot_predictions(torch.zeros(2, 28, 28, dtype=torch.uint8), rows, tmp_path / "grid.png")
+    assert titles == ["-", "7"]
 
 
 def test_folders_are_searched_for_images_only(infer, pictures):

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import transformers
@@ -37,7 +38,8 @@ def finished(tmp_path_factory):
 
 def test_the_saved_folder_is_complete_and_holds_no_pickle(finished):
     folder, results = finished
-    code = [f"{name}_vit_mnist.py" for name in ("configuration", "modeling", "image_processing", "framing")]
+    code = [f"{name}_vit_mnist.py" for name in ("configuration", "modeling", "image_processing")]
+    code += ["framing_vit_mnist.py", "grayscale_vit_mnist.py"]
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", "history.json",
         "all_results.json", "digit-2.png", "digit-4.png", "digit-7.png", *code,
@@ -398,3 +400,36 @@ def test_label_smoothing_does_not_change_what_is_measured(tmp_path, sample):
         logits = model(processor.rescale_and_normalize(test.images)).logits
     expected = torch.nn.functional.cross_entropy(logits, test.labels).item()
     assert results["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_on_other_images_than_digits_can_switch_framing_off(tmp_path, finished):
+    """Framing is on for a new processor of MNIST's size, as in the checkpoint for a fine-tuned one, or as asked."""
+    folder, _ = finished
+    tuned = (f"--model_name_or_path={folder}",)
+    for flags, is_on in (
+        ((), True), (("--do_frame", "no"), False), (("--image_size", "35"), False),
+        (("--image_size=35", "--do_frame=yes"), True), (tuned, True), ((*tuned, "--do_frame=no"), False),
+    ):  # fmt: skip
+        model_args, data_args, _, args = arguments(tmp_path / "run", *flags)
+        data_args.max_train_samples = 20
+        processor = module.load_data(model_args, data_args, args)["train"].processor
+        assert processor.do_frame is is_on, flags
+    assert json.loads((folder / "preprocessor_config.json").read_text())["do_frame"] is True
+    assert "by itself" in (folder / "README.md").read_text()
+
+
+def test_images_that_are_no_digits_are_trained_on_as_they_are(tmp_path):
+    """Without framing, a run on filled squares sees their gray levels."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("dark", "light"):
+            (tmp_path / "squares" / split / name).mkdir(parents=True)
+            for index in range(20):
+                image = np.full((28, 28), 60 if name == "dark" else 180, np.uint8) + generator.integers(0, 9, (28, 28))
+                PIL.Image.fromarray(image.astype(np.uint8)).save(tmp_path / "squares" / split / name / f"{index}.png")
+    seen = {}
+    for choice in ("yes", "no"):
+        flags = (f"--dataset_name={tmp_path / 'squares'}", f"--do_frame={choice}", "--max_eval_samples=5")
+        model_args, data_args, _, args = arguments(tmp_path / "run", *flags)
+        seen[choice] = module.load_data(model_args, data_args, args)["test"].images.float().mean((1, 2))
+    assert not seen["yes"].any() and (seen["no"] > 50).all()
