@@ -61,11 +61,9 @@ def test_mnists_images_are_unchanged(sample):
 
 
 def test_all_of_mnist_is_unchanged(mnist):
-    """Loaded with and without framing, the same bits."""
-    args = DataArguments(dataset_name=mnist)
-    with_framing, without = (load_images(args, VitMnistImageProcessor(do_frame=on)) for on in (True, False))
-    assert sum(map(len, with_framing.values())) == 70_000
-    assert all(torch.equal(with_framing[name].images, without[name].images) for name in without)
+    splits = load_images(DataArguments(dataset_name=mnist), VitMnistImageProcessor(do_frame=False)).values()
+    assert sum(map(len, splits)) == 70_000
+    assert all(framing.is_framed_as_mnist(image) for split in splits for image in split.images.numpy())
 
 
 def test_a_drawn_digit_is_framed_as_mnist_frames_it(digits):
