@@ -62,7 +62,7 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     dark = is_dark_on_light(working)
     ink = measure_ink(working, dark)
     found = Framing(blank, is_dark_on_light=dark, ink=ink)
-    strongest = int(np.percentile(ink, 99.8, method="lower")) if ink.size > 20_000 else int(ink.max())
+    strongest = int(np.partition(ink.ravel(), -20)[-20]) if ink.size > 20_000 else int(ink.max())
     noise = int(np.percentile(ink, 30, method="lower"))  # most of an image is paper
     if strongest < max(LEAST_CONTRAST, 3 * (noise + 1)):
         found.problem = "the image is blank"
@@ -76,10 +76,11 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
         columns = slice(max(0, int((left - length) * factor)), int((right + length) * factor))
         return frame_digit(gray[rows, columns], side, crop_again=False)
     box = round(side * MNIST_BOX)
-    mask = magnify(ink, found.digit, box * FINE)
+    contrast = int(np.percentile(ink[found.digit], 75, method="lower"))
+    mask = magnify(ink, found.digit, contrast, box * FINE)
     width = stroke_width(mask)
     found.stroke_width = box * width / max(mask.shape)
-    found.problem = _why_no_digit(found.digit, width / max(mask.shape))
+    found.problem = _why_no_digit(found.digit, contrast, width / max(mask.shape))
     if found.problem is None:
         found.image = place(set_stroke_width(mask), side, box)
     return found
@@ -103,7 +104,9 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 def center_of_mass(gray: np.ndarray) -> tuple[float, float]:
     """Row and column."""
     mass = gray.astype(np.int64)
-    return tuple(float(mass.sum(1 - axis) @ np.arange(mass.shape[axis]) / mass.sum()) for axis in (0, 1))
+    height, width = mass.shape
+    row, column = mass.sum(1) @ np.arange(height), mass.sum(0) @ np.arange(width)
+    return float(row / mass.sum()), float(column / mass.sum())
 
 
 def resize(gray: np.ndarray, height: float, width: float) -> np.ndarray:
@@ -249,12 +252,11 @@ def label_runs(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarra
     return np.unique([root(run) for run in range(len(rows))], return_inverse=True)[1]
 
 
-def magnify(ink: np.ndarray, digit: np.ndarray, length: int) -> np.ndarray:
-    """The digit as a mask whose longer side has `length` pixels: where it has half of the contrast of its ink."""
+def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> np.ndarray:
+    """The digit as a mask whose longer side has `length` pixels: where its ink has half of `contrast`."""
     top, bottom, left, right = bounds(digit)
-    high = int(np.percentile(ink[digit], 75, method="lower"))
     near = np.pad(ink * sliding_max(digit.astype(np.uint8), 3), 2)[top : bottom + 4, left : right + 4]
-    soft = np.minimum(near.astype(np.int32) * 255 // high, 255).astype(np.uint8)
+    soft = np.minimum(near.astype(np.int32) * 255 // contrast, 255).astype(np.uint8)
     scale = length / max(bottom - top, right - left)
     mask = resize(soft, soft.shape[0] * scale, soft.shape[1] * scale) > 127
     return crop(mask) if mask.any() else np.ones((1, 1), bool)
@@ -324,9 +326,11 @@ def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:
     return frame
 
 
-def _why_no_digit(digit: np.ndarray, relative_width: float) -> str | None:
+def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float) -> str | None:
     top, bottom, left, right = bounds(digit)
     height, width = digit.shape
+    if contrast < 3 * LEAST_CONTRAST and (min(top, left) <= 1 or bottom >= height - 1 or right >= width - 1):
+        return "the image is blank"  # shading at its border looks like pale ink
     if max(bottom - top, right - left) < 0.04 * max(height, width):
         return "there are only specks"
     if relative_width > 0.42:

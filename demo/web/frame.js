@@ -80,7 +80,7 @@ export function frameDigit(gray, cropAgain = true) {
   found.isDarkOnLight = isDarkOnLight(working);
   const ink = measureInk(working, found.isDarkOnLight);
   const histogram = count(ink.data);
-  const strongest = ink.data.length > 20000 ? percentile(histogram, 99.8) : highest(ink.data);
+  const strongest = ink.data.length > 20000 ? largest(histogram, 20) : highest(ink.data);
   const noise = percentile(histogram, 30); // most of an image is paper
   if (strongest < Math.max(LEAST_CONTRAST, 3 * (noise + 1))) return { ...found, problem: "the image is blank" };
   const threshold = Math.max(Math.min(otsuThreshold(histogram), 0.35 * strongest), 0.15 * strongest, noise);
@@ -269,6 +269,12 @@ function percentile(histogram, percent) {
   const rank = Math.floor((total - 1) * (percent / 100));
   let below = 0;
   return histogram.findIndex((number) => (below += number) > rank);
+}
+
+/** The value of the pixel of this rank from above. */
+function largest(histogram, rank) {
+  let above = 0;
+  return 255 - [...histogram].reverse().findIndex((number) => (above += number) >= rank);
 }
 
 /** The level that best separates two classes of pixels. */

@@ -204,7 +204,7 @@ def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> Vit
 def find_fault(processor: VitMnistImageProcessor, image_size: int) -> str | None:
     """What makes a processor unfit for a model of this image size, in words."""
     size = (processor.size["height"], processor.size["width"])
-    if (processor.do_resize or processor.do_center) and size != (image_size, image_size):
+    if (processor.do_resize or processor.do_center or processor.do_frame) and size != (image_size, image_size):
         return f"its processor makes images of {size[0]}x{size[1]}, the model takes {image_size}x{image_size}"
     return None
 

@@ -42,7 +42,7 @@ class ModelArguments:
     image_size: int | None = arg(help="Height and width that images are resized to.")
     do_frame: bool | None = arg(
         help="Find the digit in each image and frame it as in MNIST; no for images that are no digits. Default: as "
-        "the checkpoint does, else yes for images of 28x28."
+        "the checkpoint does, else yes for MNIST, whose images it does not change."
     )
     patch_size: int | None = arg(help="Height and width of a patch.")
     qkv_bias: bool | None = arg(help="Whether queries, keys and values have a bias.")

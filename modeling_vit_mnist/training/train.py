@@ -23,7 +23,7 @@ from ..checkpoints.hub import push
 from ..cli.errors import UsageError
 from ..cli.files import locked
 from ..configuration_vit_mnist import VitMnistConfig
-from ..data.arguments import DataArguments
+from ..data.arguments import DEFAULT_DATASET, DataArguments
 from ..data.augmentation import AugmentationArguments
 from ..data.images import ImageDataset
 from ..data.sources import SAMPLE
@@ -95,7 +95,8 @@ def _train(
         return results
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
-        print(f"Data: {sizes} images of {datasets['train'].source}")
+        framed = ", framed as digits (--do_frame no for other images)" if datasets["train"].processor.do_frame else ""
+        print(f"Data: {sizes} images of {datasets['train'].source}{framed}")
         print(f"Total parameters: {model.num_parameters():,}")
         if checkpoint is not None:
             print(f"Resuming from {checkpoint}")
@@ -134,18 +135,20 @@ def _train(
 def load_data(
     model_args: ModelArguments, data_args: DataArguments, args: VitMnistTrainingArguments
 ) -> dict[str, ImageDataset | ImageStream]:
-    """The splits of the dataset, decoded by the checkpoint's processor or a new one."""
+    """The splits of the dataset, decoded by the checkpoint's processor or a new one. A new one for MNIST frames digits
+    later, which does not change MNIST's images."""
     if model_args.model_name_or_path:
         _, processor = load_checkpoint(model_args.model_name_or_path)
     else:
-        size = model_args.image_size or VitMnistConfig.image_size
-        # Images of MNIST are kept only at their own size. At another one, they would be redrawn.
-        processor = VitMnistImageProcessor(size=size, do_frame=size == VitMnistConfig.image_size)
+        processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
     if model_args.do_frame is not None:
         processor.do_frame = model_args.do_frame
+    datasets: dict[str, Any] = (stream_images if data_args.streaming else load_images)(data_args, processor)
+    if model_args.do_frame is None and not model_args.model_name_or_path:
+        is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
+        processor.do_frame = is_mnist and processor.size["height"] == VitMnistConfig.image_size
     if not data_args.streaming:
-        return dict(load_images(data_args, processor))
-    datasets: dict[str, Any] = stream_images(data_args, processor)
+        return datasets
     return datasets | {"train": dataclasses.replace(datasets["train"], shuffle_seed=args.seed)}
 
 
