@@ -175,7 +175,7 @@ def main() -> None:
         model.to(choose_device())
         processor.do_frame = True
         samples = read_samples(args.folder, class_names(model))
-        images, read = read_images([sample.file for sample in samples], processor, args.skip_bad_images)
+        images, read, _ = read_images([sample.file for sample in samples], processor, args.skip_bad_images)
         samples = [sample for sample in samples if sample.file in read]
         result = evaluate(model, processor, samples, images)
         print(f"{printable(Path(name).name)}\n")

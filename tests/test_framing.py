@@ -141,7 +141,7 @@ def test_thin_and_thick_strokes_get_the_width_of_mnists(width):
     image = PIL.Image.new("L", (300, 300), 230)
     PIL.ImageDraw.Draw(image).line([(90, 60), (210, 60), (130, 240)], fill=20, width=width, joint="curve")
     framed = frame_digit(np.asarray(image))
-    mask = framing.magnify(framed.ink, framed.digit, 160)
+    mask = framing.magnify(framed.ink, framed.digit, int(np.percentile(framed.ink[framed.digit], 75)), 160)
     changed = framing.set_stroke_width(mask)
     assert framing.stroke_width(changed) / max(changed.shape) == pytest.approx(STROKE, rel=0.1)
     # Of the frame itself: its gray levels are areas.
@@ -162,7 +162,7 @@ PROBLEMS = {
     "black": (np.zeros((28, 28), np.uint8), "the image is blank"),
     "noise": (sheet_with(noise=6), "the image is blank"),
     "shade": (np.tile(np.linspace(200, 230, 300), (240, 1)).astype(np.uint8), "the image is blank"),
-    "lamp": (np.tile(np.linspace(90, 230, 300), (240, 1)).astype(np.uint8), "there is only a line"),
+    "lamp": (np.tile(np.linspace(90, 230, 300), (240, 1)).astype(np.uint8), "the image is blank"),
     "dot": (sheet_with([(140, 100), (170, 100)], width=30), "there is only a dot"),
     "speck": (sheet_with([(70, 50), (73, 50)], width=4)[:110, :150], "there are only specks"),
     "rule": (sheet_with([(-5, 120), (305, 120)], width=4), "there is only a line"),
