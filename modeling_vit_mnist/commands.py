@@ -39,7 +39,7 @@ def predict() -> None:
 
 
 def visualize() -> None:
-    """Show the data, the network, its attention, its training and its mistakes."""
+    """Show the data, the network, its attention, its training, its mistakes, and how digits are framed."""
     from .data.arguments import DataArguments
     from .inference.arguments import VisualizeArguments
     from .inference.visualize import VIEWS
