@@ -669,3 +669,22 @@ def test_a_checkpoint_of_another_problem_is_refused(tmp_path, run_script, proble
     (folder / "config.json").write_text(json.dumps(config))
     done = run_script("run_inference.py", "--model", folder, "--image", TINY / "digit-7.png")
     assert done.code == 2 and f"got problem_type='{problem_type}' and num_labels=10" in done.err and not done.out
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_image_of_a_dataset_without_a_digit_is_no_answer(infer, tmp_path, streaming):
+    for label, images in (("3", [np.full((60, 80), 230, np.uint8)]), ("1", [STICK])):
+        (tmp_path / "digits" / "test" / label).mkdir(parents=True)
+        for number, image in enumerate(images):
+            PIL.Image.fromarray(image).save(tmp_path / "digits" / "test" / label / f"{number}.png")
+    flags = ["--dataset_name", tmp_path / "digits", "--output", tmp_path / "out.jsonl", "--top_k", "2"]
+    done = infer(*flags, *(["--streaming"] if streaming else []), model=TINY)
+    assert done.code == 0, done.err
+    assert "GT:3 Pred:- (there is no digit)" in done.out and "(1 of 2 test images" in done.out
+    table = pandas.read_json(tmp_path / "out.jsonl", lines=True, dtype=False)
+    assert table["prediction"].isna().sum() == 1 and "problem" not in table
+
+
+# A stroke of a pen on paper.
+STICK = np.full((120, 100), 235, np.uint8)
+STICK[20:100, 46:54] = 30

@@ -116,6 +116,14 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
             started = time.perf_counter()
             probabilities = predict(model, processor, images, args.batch_size, image_names.__getitem__)
             seconds += time.perf_counter() - started
+            predicted = probabilities.argmax(1)
+            if frames(processor) and not files:  # framing makes an image black if it holds no digit
+                without_digit = images.flatten(1).amax(1) == 0
+                predicted[without_digit] = -1  # counts as wrong
+                rows = [
+                    row | ({"problem": "there is no digit"} if is_without else {})
+                    for row, is_without in zip(rows, without_digit.tolist(), strict=True)
+                ]
             for row, values in zip(rows, probabilities, strict=True):
                 print_prediction(row, values, names, args.top_k)
             if write:
@@ -123,7 +131,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
             if args.grid and total < GRID_IMAGES:
                 drawn += list(zip(images, rows, strict=True))[: GRID_IMAGES - total]
             total += len(rows)
-            predictions.append(probabilities.argmax(1))
+            predictions.append(predicted)
             labels.append(numbers)
         if total == 0:
             raise UsageError(f"There are no {what}.")
@@ -190,13 +198,16 @@ def _with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: lis
 
 def print_prediction(row: dict, probabilities: torch.Tensor, names: list[str], top_k: int) -> None:
     """Add the prediction from `probabilities` of shape `(classes,)` to a row, and print it. A row with a `problem`
-    gets `None`. `has_others` is printed, and removed from the row."""
+    gets `None`. `has_others`, and the problem of an image of a dataset, are printed, and removed from the row."""
     best = int(probabilities.argmax())
     note = " (more than one digit: the largest is read)" if row.pop("has_others", False) else ""
     row |= {"prediction": names[best], "probability": probabilities[best].item()}
     if row.get("problem") is not None:
         row |= {"prediction": None, "probability": None} | ({"top_k": None} if top_k > 1 else {})
-        line, note, top_k = f"{row['image']} Pred:- ({row['problem']})", "", 1
+        is_file = "image" in row
+        start = row["image"] if is_file else f"Idx:{row['index']} GT:{row['label']}"
+        problem = row["problem"] if is_file else row.pop("problem")
+        line, note, top_k = f"{start} Pred:- ({problem})", "", 1
     elif "image" in row:
         line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
     else:

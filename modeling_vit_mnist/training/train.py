@@ -39,6 +39,8 @@ from .natural_gradient import MAX_PARAMETERS
 from .run_folder import RESULTS_FILE, RUN_FILE, RunFolderCallback, close_run, describe_run, prepare_output_dir
 from .trainer import VitMnistTrainer, compute_metrics, count_epochs, make_trainer
 
+logger = logging.getLogger(__name__)
+
 
 def train(
     model_args: ModelArguments, data_args: DataArguments, augmentation: AugmentationArguments,
@@ -70,6 +72,11 @@ def _train(
     with args.main_process_first(desc="dataset"):
         datasets = load_data(model_args, data_args, args)
     count_epochs(args, len(datasets["train"]))  # raises if an epoch has no batch
+    for name, split in datasets.items():
+        if isinstance(split, ImageDataset) and split.processor.do_frame:
+            black = int((split.images.flatten(1).amax(1) == 0).sum())
+            if black:
+                logger.warning("%d %s images hold no digit that framing finds, and are black.", black, name)
     if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
         raise UsageError(
             "Refusing to push: this run uses the bundled 5,000-image sample. Pass --dataset_name for all of MNIST, or "
