@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ from modeling_vit_mnist.training.run_folder import (
 from modeling_vit_mnist.training.train import train
 from modeling_vit_mnist.training.trainer import VitMnistTrainer
 
-from .conftest import QUICK, ROOT, SAMPLE, Stop, arguments, stop_after, weights
+from .conftest import QUICK, ROOT, SAMPLE, TINY, Stop, arguments, stop_after, weights
 
 
 @pytest.fixture(scope="module")
@@ -472,3 +473,21 @@ def test_the_training_loss_of_a_resumed_run_counts_every_step(tmp_path, monkeypa
     assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
     history = json.loads((tmp_path / "run" / "history.json").read_text())["log_history"]
     assert [entry["train_loss"] for entry in history if "train_loss" in entry] == [resumed["train_loss"]]
+
+
+def test_images_that_a_checkpoint_frames_are_said(tmp_path, caplog):
+    rows = datasets.load_dataset(str(SAMPLE), split="train").select(range(60))
+    images = [255 - np.asarray(row["image"]) for row in rows]  # dark on light
+    images[7] = np.full((28, 28), 200, np.uint8)
+    features = datasets.Features({"image": datasets.Array2D((28, 28), "uint8"), "label": rows.features["label"]})
+    datasets.Dataset.from_dict({"image": images, "label": rows["label"]}, features).save_to_disk(tmp_path / "own")
+    for flags, message in (
+        ([f"--model_name_or_path={TINY}"], "Framing the images as digits; 1 hold none and are black"),
+        ([f"--model_name_or_path={TINY}", "--do_frame=no"], None),
+        ([], None),
+    ):
+        caplog.clear()
+        model_args, data_args, _, args = arguments(tmp_path / "run", *flags, f"--dataset_name={tmp_path / 'own'}")
+        framed = train_module.load_data(model_args, data_args, args)["train"].processor.do_frame
+        assert framed == (message is not None) and (message or "") in caplog.text
+        assert ("Framing" in caplog.text) == framed

@@ -72,11 +72,6 @@ def _train(
     with args.main_process_first(desc="dataset"):
         datasets = load_data(model_args, data_args, args)
     count_epochs(args, len(datasets["train"]))  # raises if an epoch has no batch
-    for name, split in datasets.items():
-        if isinstance(split, ImageDataset) and split.processor.do_frame:
-            black = int((split.images.flatten(1).amax(1) == 0).sum())
-            if black:
-                logger.warning("%d %s images hold no digit that framing finds, and are black.", black, name)
     if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
         raise UsageError(
             "Refusing to push: this run uses the bundled 5,000-image sample. Pass --dataset_name for all of MNIST, or "
@@ -102,8 +97,7 @@ def _train(
         return results
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
-        framed = ", framed as digits (--do_frame no for other images)" if datasets["train"].processor.do_frame else ""
-        print(f"Data: {sizes} images of {datasets['train'].source}{framed}")
+        print(f"Data: {sizes} images of {datasets['train'].source}")
         print(f"Total parameters: {model.num_parameters():,}")
         if checkpoint is not None:
             print(f"Resuming from {checkpoint}")
@@ -151,9 +145,15 @@ def load_data(
     if model_args.do_frame is not None:
         processor.do_frame = model_args.do_frame
     datasets: dict[str, Any] = (stream_images if data_args.streaming else load_images)(data_args, processor)
+    is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
     if model_args.do_frame is None and not model_args.model_name_or_path:
-        is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
         processor.do_frame = is_mnist and processor.size["height"] == VitMnistConfig.image_size
+    elif processor.do_frame and not is_mnist:
+        in_memory = [split.images for split in datasets.values() if isinstance(split, ImageDataset)]
+        black = sum(int((images.flatten(1).amax(1) == 0).sum()) for images in in_memory)
+        logger.warning(
+            "Framing the images as digits; %d hold none and are black. For other images, pass --do_frame no.", black
+        )
     if not data_args.streaming:
         return datasets
     return datasets | {"train": dataclasses.replace(datasets["train"], shuffle_seed=args.seed)}
