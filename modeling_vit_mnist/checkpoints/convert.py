@@ -15,7 +15,7 @@ from ..cli.errors import UsageError
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import UNREADABLE, check_dtypes, check_problem, check_shapes, find_non_finite, quiet, read_record
+from .folder import UNREADABLE, check_dtypes, check_shapes, check_usable, quiet, read_record
 from .settings import (
     BASE_FIELDS,
     FRAMING,
@@ -65,9 +65,7 @@ def to_hf_vit(state: State) -> State:
                 renamed[f"vit.layers.{layer}.attention.{part}_proj.{kind}"] = piece.clone()
             continue
         for ours, theirs in HF_VIT_NAMES:
-            if re.match(ours + r"(\.|$)", name):
-                name = re.sub("^" + ours, theirs, name)
-                break
+            name = re.sub(rf"^{ours}(?=\.|$)", theirs, name)
         renamed[name] = tensor
     return renamed
 
@@ -143,16 +141,14 @@ def import_checkpoint(
         record = read_record(path / "config.json")
         if not isinstance(record, dict) or (record.get("model_type") != "vit" and "architecture" not in record):
             raise UsageError(f"{path} holds neither a transformers ViT nor a timm model.")
-        model, processor = (_import_hf_vit if record.get("model_type") == "vit" else import_timm)(path)
-    check_problem(str(path), model.config)
-    if fault := find_non_finite(model):
-        raise UsageError(f"Cannot use the checkpoint in {path}: {fault}.")
+        model, processor = (_import_hf_vit if record.get("model_type") == "vit" else import_timm)(path, record)
+    check_usable(str(path), model, processor)
     return model, processor
 
 
-def _import_hf_vit(folder: Path) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
+def _import_hf_vit(folder: Path, record: dict) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
     try:
-        check_dtypes(str(folder), read_record(folder / "config.json"), location={})
+        check_dtypes(str(folder), record, location={})
         with quiet():
             theirs, info = ViTForImageClassification.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True
@@ -204,4 +200,4 @@ def _import_hf_vit_processor(folder: Path, image_size: int) -> VitMnistImageProc
         settings = ViTImageProcessor(**record).to_dict()  # with its defaults
     except (TypeError, ValueError) as error:
         raise UsageError(f"Cannot read preprocessor_config.json in {folder}: {error}") from error
-    return own_processor(folder, settings, image_size)
+    return own_processor(folder, settings)

@@ -45,13 +45,12 @@ def run_export(args: ExportArguments) -> None:
     """Write the folder completely or not at all. Raises [`UsageError`] if the folder is not empty, or the checkpoint
     is missing or cannot be converted."""
     folder = Path(args.output)
-    if os.path.isfile(folder):
+    if os.path.isfile(folder):  # `Path.is_file` raises for a name that is too long
         raise UsageError(f"{folder} is a file: choose another --output.")
     check_writable(folder)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: choose another --output.")
     name = " ".join(Path(args.model).resolve().name.split())
-    lost: list[str] = []
     if args.format == "import":
         model, processor = import_checkpoint(args.model, args.num_attention_heads)
         card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
@@ -62,8 +61,8 @@ def run_export(args: ExportArguments) -> None:
             lost = FORMATS[args.format](model.eval(), processor, staging)
             card = fill_export_card(args, name, model.config.image_size, lost)
             (staging / "README.md").write_text(card, encoding="utf-8")
-    for sentence in lost:
-        print(f"Not exported: {sentence}")
+        for sentence in lost:
+            print(f"Not exported: {sentence}")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"{path.stat().st_size:>9,} bytes  {path}")
 

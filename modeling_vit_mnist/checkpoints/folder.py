@@ -125,9 +125,7 @@ def load_checkpoint(
         check_shapes(name, info)
     if renewed := sorted(key for key, *_ in info["mismatched_keys"]):
         logger.warning("Newly initialized, since the shapes in %s differ: %s.", name, ", ".join(renewed))
-    check_problem(name, model.config)
-    if fault := find_non_finite(model) or find_fault(processor, model.config.image_size):
-        raise UsageError(f"Cannot use the checkpoint in {name}: {fault}.")
+    check_usable(name, model, processor)
     return model, processor
 
 
@@ -201,12 +199,17 @@ def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> Vit
         raise UsageError(f"Cannot read preprocessor_config.json in {name}: {error}") from error
 
 
-def find_fault(processor: VitMnistImageProcessor, image_size: int) -> str | None:
-    """What makes a processor unfit for a model of this image size, in words."""
+def check_usable(name: str, model: VitMnistForImageClassification, processor: VitMnistImageProcessor) -> None:
+    """Raise [`UsageError`] for weights that are not finite, a problem as in [`check_problem`], or a processor that
+    makes images of another size than the model's."""
+    check_problem(name, model.config)
+    fault, image_size = find_non_finite(model), model.config.image_size
     size = (processor.size["height"], processor.size["width"])
-    if (processor.do_resize or processor.do_center or processor.do_frame) and size != (image_size, image_size):
-        return f"its processor makes images of {size[0]}x{size[1]}, the model takes {image_size}x{image_size}"
-    return None
+    resizes = processor.do_resize or processor.do_center or processor.do_frame
+    if not fault and resizes and size != (image_size, image_size):
+        fault = f"its processor makes images of {size[0]}x{size[1]}, the model takes {image_size}x{image_size}"
+    if fault:
+        raise UsageError(f"Cannot use the checkpoint in {name}: {fault}.")
 
 
 def find_non_finite(model: torch.nn.Module) -> str | None:
@@ -224,14 +227,12 @@ def _explain(error: OSError, name: str, is_local: bool) -> OSError | UsageError:
     def first(*kinds: type[BaseException]) -> BaseException | None:
         return next((link for link in chain if isinstance(link, kinds)), None)
 
-    if is_local:
+    if is_local or first(huggingface_hub.errors.RevisionNotFoundError):
         return UsageError(f"Cannot read the checkpoint in {name}: {error}")
     if first(huggingface_hub.errors.GatedRepoError):
         return UsageError(f"{name} is gated: request access on its page, and run `hf auth login`.")
     if first(huggingface_hub.errors.RepositoryNotFoundError):
         return UsageError(f"No folder and no Hub repository {name!r} (or it is private).")
-    if first(huggingface_hub.errors.RevisionNotFoundError):
-        return UsageError(f"Cannot read the checkpoint in {name}: {error}")
     if first(HTTPError, ConnectionError, TimeoutError, huggingface_hub.errors.LocalEntryNotFoundError):
         return ConnectionError(f"No folder {name!r}, and downloading it from the Hub failed: {error}")
     failed = next((link for link in chain if isinstance(link, OSError) and link.errno is not None), None)

@@ -38,8 +38,7 @@ def push(
         OSError: a file of the folder cannot be read.
     """
     folder = Path(folder)
-    _check_pushable(folder, allow_sample)
-    files = _files_to_push(folder)
+    files = _files_to_push(folder, allow_sample)
     api = huggingface_hub.HfApi(token=token)
     for wait in (*RETRY_WAITS, None):
         try:
@@ -54,32 +53,24 @@ def push(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _check_pushable(folder: Path, allow_sample: bool) -> None:
-    files = [folder / name for name in CHECKPOINT_FILES]
-    if missing := [file.name for file in files if not file.is_file() or not file.stat().st_size]:
-        raise UsageError(f"{folder} is not a complete checkpoint: {missing[0]} is missing or empty.")
+def _files_to_push(folder: Path, allow_sample: bool) -> list[str]:
+    """Those of [`OWN_FILES`] in a folder that describe its weights. Raises [`UsageError`] if it cannot be pushed."""
+    for name in CHECKPOINT_FILES:
+        if not (folder / name).is_file() or not (folder / name).stat().st_size:
+            raise UsageError(f"{folder} is not a complete checkpoint: {name} is missing or empty.")
     load_checkpoint(folder)
-    if allow_sample or not (folder / "run.json").is_file():  # an imported checkpoint has none
-        return
-    run, _ = read_run(folder)
-    if run["data"]["source"] == SAMPLE.name:
-        raise UsageError(
-            f"Refusing to push {folder}: trained on the bundled 5,000-image sample. Train on all of MNIST, or pass "
-            "--push_sample_model (allow_sample=True) to push anyway."
-        )
-
-
-def _files_to_push(folder: Path) -> list[str]:
-    """Those of [`OWN_FILES`] in a folder that describe its weights."""
     files = {path.relative_to(folder).as_posix() for pattern in OWN_FILES for path in folder.glob(pattern)}
     described = set()
     if (folder / "run.json").is_file():  # an imported checkpoint has none
         run, results = read_run(folder)
+        if run["data"]["source"] == SAMPLE.name and not allow_sample:
+            raise UsageError(
+                f"Refusing to push {folder}: trained on the bundled 5,000-image sample. Train on all of MNIST, or "
+                "pass --push_sample_model (allow_sample=True) to push anyway."
+            )
         described = {*fill_eval_results(results), *(f"{name}.json" for name in read_measurements(folder, run))}
-    doubtful = {name for name in files if name.startswith(".eval_results/")} | {
-        f"{name}.json" for name in MEASUREMENTS
-    }
-    if stale := sorted(files & doubtful - described):
+    doubtful = {name for name in files if name.startswith(".eval_results/") or Path(name).stem in MEASUREMENTS}
+    if stale := sorted(doubtful - described):
         logger.warning("Not pushing %s: not a result of this run.", ", ".join(stale))
     return sorted(files - set(stale))
 

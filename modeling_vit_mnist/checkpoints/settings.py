@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig
 
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
-from .folder import find_fault
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +68,14 @@ def normalization(processor: VitMnistImageProcessor) -> tuple[float, float]:
     return mean / (255 * factor), std / (255 * factor)
 
 
-def own_processor(folder: Path, settings: dict[str, Any], image_size: int) -> VitMnistImageProcessor:
+def own_processor(folder: Path, settings: dict[str, Any]) -> VitMnistImageProcessor:
     """Our processor with the settings of another. Raises [`UsageError`] for one that ours lacks."""
     refuse("vit-mnist", {k: value for k, value in settings.items() if value and k not in {*SETTINGS, *UNUSED}})
     own = {name: value for name, value in settings.items() if name in SETTINGS - UNUSED}
     try:
-        processor = VitMnistImageProcessor(**own)
+        return VitMnistImageProcessor(**own)
     except ValueError as error:
         raise UsageError(f"Cannot use the processor in {folder}: {error}") from error
-    if fault := find_fault(processor, image_size):
-        raise UsageError(f"Cannot use the checkpoint in {folder}: {fault}.")
-    return processor
 
 
 def fold_channels(weight: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..cli.errors import UsageError
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import FLOATS, check_problem, read_record
+from .folder import FLOATS, check_problem
 from .settings import (
     BASE_FIELDS,
     INITIALIZATION,
@@ -47,7 +47,7 @@ ACTIVATIONS = {
 OWN_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {
     "swish": "silu", "hardswish": "hardswish",
 }  # fmt: skip
-LAYER_NORM_EPS = 1e-6  # of timm's LayerNorm. No argument of a saved model changes it.
+LAYER_NORM_EPS = 1e-6  # of timm's LayerNorm, and the default here. No argument of a saved model changes it.
 # Arguments that change the network, and the value with which it is ours.
 FIXED = {
     "global_pool": "token", "class_token": True, "pos_embed": "learn", "no_embed_class": False, "reg_tokens": 0,
@@ -74,10 +74,8 @@ def export_timm(model, processor, folder: Path) -> list[str]:
     for each setting that is lost. Raises [`UsageError`] if the logits would change."""
     config = model.config
     check_problem("this model", config)
-    carried = {*NAMES, "intermediate_size", "hidden_act", "hidden_dropout_prob", "layer_norm_eps"}
+    carried = {*NAMES, "intermediate_size", "hidden_act", "hidden_dropout_prob"}
     refuse("timm", changed_fields(config, besides=carried | INITIALIZATION | BASE_FIELDS))
-    if config.layer_norm_eps != LAYER_NORM_EPS:
-        refuse("timm", {"layer_norm_eps": config.layer_norm_eps})
     if config.hidden_act not in ACTIVATIONS:
         refuse("timm", {"hidden_act": config.hidden_act})
     drop = config.hidden_dropout_prob
@@ -113,10 +111,9 @@ def mlp_ratio(config: VitMnistConfig) -> float:
     return ratio if int(config.hidden_size * ratio) == config.intermediate_size else math.nextafter(ratio, math.inf)
 
 
-def import_timm(folder: Path) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
-    """The model and the processor of a folder that timm has saved. Raises [`UsageError`] for an argument that changes
-    the network to one that is not ours, and logs those without effect on logits."""
-    record = read_record(folder / "config.json")
+def import_timm(folder: Path, record: dict[str, Any]) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
+    """The model and the processor of a folder that timm has saved, given its `config.json`. Raises [`UsageError`] for
+    an argument that changes the network to one that is not ours, and logs those without effect on logits."""
     architecture = str(record["architecture"])
     plain = re.fullmatch(PLAIN, architecture)
     if not plain:
@@ -181,7 +178,7 @@ def _own_processor(folder: Path, pretrained: dict[str, Any], size: int) -> VitMn
     except KeyError:
         refuse("vit-mnist", {"interpolation": pretrained["interpolation"]})
     settings = {"image_mean": pretrained["mean"], "image_std": pretrained["std"], "resample": resample, "size": size}
-    return own_processor(folder, settings, size)
+    return own_processor(folder, settings)
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
