@@ -42,7 +42,14 @@ def push(
     api = huggingface_hub.HfApi(token=token)
     for wait in (*RETRY_WAITS, None):
         try:
-            return _upload(api, folder, files, repo_id, private)
+            repo = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(
+                folder_path=folder, repo_id=repo.repo_id, allow_patterns=files, delete_patterns=list(OWN_FILES),
+                commit_message="Upload vit-mnist checkpoint",
+                # The Hub rejects (412) a repeated commit whose first answer was lost, since its parent has changed.
+                parent_commit=api.model_info(repo.repo_id).sha,
+            )  # fmt: skip
+            return str(repo)
         except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: of hf_xet
             if wait is None or not _is_temporary(error):
                 raise _explain(error, folder, repo_id) from error
@@ -73,22 +80,6 @@ def _files_to_push(folder: Path, allow_sample: bool) -> list[str]:
     if stale := sorted(doubtful - described):
         logger.warning("Not pushing %s: not a result of this run.", ", ".join(stale))
     return sorted(files - set(stale))
-
-
-def _upload(
-    api: huggingface_hub.HfApi, folder: Path, files: list[str], repo_id: str, private: bool | None
-) -> str:  # fmt: skip
-    repo = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
-        folder_path=folder,
-        repo_id=repo.repo_id,
-        allow_patterns=files,
-        delete_patterns=list(OWN_FILES),
-        commit_message="Upload vit-mnist checkpoint",
-        # The Hub rejects (412) a repeated commit whose first answer was lost, since its parent has changed.
-        parent_commit=api.model_info(repo.repo_id).sha,
-    )
-    return str(repo)
 
 
 def _status(error: Exception) -> int | None:

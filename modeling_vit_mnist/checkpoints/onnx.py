@@ -3,7 +3,6 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -77,8 +76,10 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
     end_to_end = EndToEndModel(model, processor).eval()
     _write_onnx(end_to_end, images, "images", "probabilities", labels, target / "model_images.onnx")
     with quiet():
-        options = {"weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gemm"]}
-        quantize_dynamic(target / "model.onnx", target / "model_quantized.onnx", per_channel=True, **options)
+        quantize_dynamic(
+            target / "model.onnx", target / "model_quantized.onnx", op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True, weight_type=QuantType.QInt8,
+        )  # fmt: skip
     config.save_pretrained(folder)
     stock.save_pretrained(folder)
     return lost
@@ -87,13 +88,14 @@ def export_onnx(model: VitMnistForImageClassification, processor: VitMnistImageP
 def _write_onnx(module: nn.Module, example: torch.Tensor, given: str, result: str, labels: str, path: Path) -> None:
     import onnx
 
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
     with torch.inference_mode():
         if not module(example).isfinite().all():
             raise UsageError("Cannot export to ONNX: its output is not finite. The weights are too large for float32.")
-    names: dict[str, Any] = {"input_names": [given], "output_names": [result]}
     with quiet():
-        program = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+        program = torch.onnx.export(
+            module, (example,), input_names=[given], output_names=[result], dynamo=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )  # fmt: skip
     proto = program.model_proto
     for item in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph):
         item.doc_string = ""
