@@ -78,7 +78,10 @@ def _load_files(folder: Path, streaming: bool) -> RawDatasets:
         stats = [(root / file).stat() for file in files]
         origins = [(f"{stat.st_mtime_ns} {stat.st_size}",) for stat in stats]  # a changed file is read again
         lists[split] = DataFilesList([str(root / file) for file in files], origins)
-    schemas = {split: {_class_names(root / file) for file in files} - {None} for split, files in splits.items()}
+    schemas = {
+        split: {_class_names(root / file) for file in files if file.suffix == ".parquet"}
+        for split, files in splits.items()
+    }
     for split, found in schemas.items():
         if len(found) > 1 and features is None:
             raise UsageError(f"The files of the {split} split in {folder} name their classes differently.")
@@ -163,9 +166,9 @@ def _split_files(files: list[Path], folder: Path) -> dict[str, list[Path]]:
     """The files of each split, by the names of folders, else of files, as in `datasets`. The outermost name decides. A
     folder that holds images but neither class folders nor metadata is a class, whatever its name. Warns of files in no
     split."""
-    is_metadata = {file: file.name in ImageFolder.METADATA_FILENAMES for file in files}
+    has_metadata = any(file.name in ImageFolder.METADATA_FILENAMES for file in files)
     are_images = any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files)
-    depth = -2 if are_images and not any(is_metadata.values()) else -1
+    depth = -2 if are_images and not has_metadata else -1
     by_folder = {file: _split_of(file.parts[:depth]) for file in files}
     by_name = {file: _split_of(file.parts[-1:]) for file in files}
     by_shard = {file: match[1] for file in files if (match := re.fullmatch(SHARD, file.as_posix()))}
@@ -193,10 +196,8 @@ def _split_of(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _class_names(file: Path) -> tuple | None:
-    """Class names in the schema of a parquet file, by column; `None` for other files."""
-    if file.suffix != ".parquet":
-        return None
+def _class_names(file: Path) -> tuple:
+    """Class names in the schema of a parquet file, by column."""
     features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
     return tuple((name, *kind.names) for name, kind in features.items() if isinstance(kind, datasets.ClassLabel))
 

@@ -122,13 +122,13 @@ def without_decoding(dataset: Any, image_column: str) -> Any:
 def read_encoded(item: dict[str, Any]) -> bytes:
     """Content of an encoded image, as `datasets.Image(decode=False)` gives it: in memory, in a file or at a URL."""
     content, path = item.get("bytes"), item.get("path")
-    if content is None and path is None:
+    if content is not None:
+        return content
+    if path is None:
         raise ValueError("there is no image")
-    if content is None:
-        # Absolute, so that an error shows where a relative path of a table was looked for: in the working directory.
-        with xopen(path, "rb") if "://" in path else open(os.path.abspath(path), "rb") as file:
-            content = file.read()
-    return content
+    # Absolute, so that an error shows where a relative path of a table was looked for: in the working directory.
+    with xopen(path, "rb") if "://" in path else open(os.path.abspath(path), "rb") as file:
+        return file.read()
 
 
 def decode_images(
@@ -144,8 +144,7 @@ def decode_images(
         skip_bad_images: Skip images that cannot be read, with a warning, instead of raising [`UsageError`].
         is_quiet: Skip without a warning.
 
-    Returns a `torch.Tensor` of shape `(n, height, width)`, uint8 (float32 in [0, 1] if an image holds floats), and the
-    `n` indices of the items that were read.
+    Returns a `torch.Tensor` of shape `(n, height, width)`, uint8, and the `n` indices of the items that were read.
     """
     parts, batch, pixels, kept = [], [], 0, []
     for index, item in enumerate(items):
@@ -159,8 +158,8 @@ def decode_images(
             parts.append(processor.to_grayscale(batch))
             batch, pixels = [], 0
     parts.append(processor.to_grayscale(batch))
-    if any(part.is_floating_point() for part in parts):  # floats are already rescaled
-        parts = [part if part.is_floating_point() else part / 255 for part in parts]
+    # Images that hold floats come in [0, 1].
+    parts = [part.mul(255).round().to(torch.uint8) if part.is_floating_point() else part for part in parts]
     return torch.cat(parts), kept
 
 
@@ -172,9 +171,7 @@ def decode_image(
     try:
         if item is None:
             raise ValueError("there is no image")
-        source: Any = np.asarray(item)
-        if isinstance(item, dict):
-            source = open_image(io.BytesIO(read_encoded(item)))
+        source: Any = open_image(io.BytesIO(read_encoded(item))) if isinstance(item, dict) else np.asarray(item)
         image = processor.process_image(source, processor.background)
         size = (processor.size["height"], processor.size["width"])
         if image.shape != size and not (processor.do_resize or processor.do_center or processor.do_frame):

@@ -75,18 +75,14 @@ def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UsageError(f"No folder and no Hub dataset {name!r} (or it is private).") from error
     except Exception as error:
-        if _is_connection_failure(error):
+        kinds = (ConnectionError, TimeoutError, socket.gaierror, httpx.TransportError)
+        if any(isinstance(cause, kinds) for cause in causes(error)):
             is_path = Path(name).parent.is_dir()  # else a Hub id
             raise (UsageError if is_path else ConnectionError)(
                 f"No folder {name!r}. The Hub cannot be reached and {name} is not cached: "
                 "pass --dataset_name FOLDER, or try again online."
             ) from error
         blame(error, name)
-
-
-def _is_connection_failure(error: Exception) -> bool:
-    kinds = (ConnectionError, TimeoutError, socket.gaierror, httpx.TransportError)
-    return any(isinstance(cause, kinds) for cause in causes(error))
 
 
 def _hub_is_reachable(timeout: float = 3.0) -> bool:

@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -76,18 +76,15 @@ def stream_images(
     if len(splits) > 1:
         for name in dict.fromkeys(origins.values()):
             whole[name].survey()
-    ranges = {}
-    if held_out:
-        ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args)
+    ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args) if held_out else {}
 
     streams: dict[str, ImageDataset | ImageStream] = {}
     classes = {}
     for split, origin in origins.items():
         limit = args.max_train_samples if split == "train" else args.max_eval_samples
-        stream = replace(whole[origin], limit=limit)  # messages name the split that holds the image
+        # Messages name the split that holds the image.
+        stream = replace(whole[origin], limit=limit, hash_range=ranges.get(split, ALL_HASHES))
         if stream.surveyed is not None:
-            if origin == "train":
-                stream.hash_range = ranges.get(split, ALL_HASHES)
             classes[split] = stream.contents()[1]
             stream.num_images = len(classes[split])
             if stream.num_images == 0:
@@ -177,15 +174,14 @@ def _check_held_out(size: float, total: int, split: str) -> None:
 
 def _hash_ranges(hashes: np.ndarray, held_out: list[str], args: DataArguments) -> dict[str, tuple[int, int]]:
     """The range of hashes of each part of the train split."""
-    total, size = len(hashes), args.validation_size
-    if size is None:
-        size = min(total / 12, MAX_STREAMED_VALIDATION) / total
-    test = 1 / 6 if "test" in held_out else 0
-    validation = (size if size < 1 else size / total) if "validation" in held_out else 0
+    total = len(hashes)
+    size = args.validation_size or min(total / 12, MAX_STREAMED_VALIDATION) / total
+    shares = {"test": 1 / 6, "validation": size if size < 1 else size / total}
     if "validation" in held_out:
-        _check_held_out(_validation_size(total, args), round((1 - test) * total), "validation")
-    parts = [split for split in ("test", "validation") if split in held_out] + ["train"]
-    ends = [end for split, end in (("test", test), ("validation", test + validation)) if split in held_out]
+        rest = 1 - shares["test"] if "test" in held_out else 1
+        _check_held_out(_validation_size(total, args), round(rest * total), "validation")
+    parts = [*held_out, "train"]
+    ends = list(accumulate(shares[split] for split in held_out))
     bounds = [0, *(round(end * 2**32) for end in ends), 2**32]
     if 0 in np.histogram(hashes, bounds)[0]:  # by rank, no part is empty; equal images have equal hashes
         ranks = np.unique(hashes).tolist()

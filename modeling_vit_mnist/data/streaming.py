@@ -27,12 +27,8 @@ TEXT = ("string", "large_string")
 
 @dataclass
 class Survey:
-    """What a split holds, without the images that are skipped.
-
-    Attributes:
-        hashes (`np.ndarray` of shape `(n,)`, uint32): Hashes of the encoded images.
-        labels (`list` of `n` items): Labels as the dataset holds them.
-    """
+    """What a split holds, without the images that are skipped: hashes of the `n` encoded images, of shape `(n,)`,
+    uint32, and `n` labels as the dataset holds them."""
 
     hashes: np.ndarray
     labels: list
@@ -164,22 +160,18 @@ class ImageStream(torch.utils.data.IterableDataset):
         """Encoded images and labels, a chunk at a time."""
         feature = stream.features[self.columns[0]]
         holds_integers = "int" in str(getattr(feature, "dtype", ""))
-        chunks = stream.iter(batch_size=CHUNK)
-        while True:
-            try:
-                rows = next(chunks, None)
-            except OSError:
-                raise
-            except Exception as error:  # each format raises exceptions of its own
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise UsageError(f"Cannot read the {self.split} split of {self.source}: {reason[0]}") from error
-            if rows is None:
-                return
-            images = list(rows[self.columns[0]])
-            if holds_integers and np.issubdtype(np.asarray(images[0]).dtype, np.floating):
-                # One missing array makes `datasets` return all as floats, and NaN for the missing one.
-                images = [None if np.isnan(image).any() else image.astype(np.int64) for image in images]
-            yield images, list(rows[self.columns[1]])
+        try:
+            for rows in stream.iter(batch_size=CHUNK):
+                images = list(rows[self.columns[0]])
+                if holds_integers and np.issubdtype(np.asarray(images[0]).dtype, np.floating):
+                    # One missing array makes `datasets` return all as floats, and NaN for the missing one.
+                    images = [None if np.isnan(image).any() else image.astype(np.int64) for image in images]
+                yield images, list(rows[self.columns[1]])
+        except OSError:
+            raise
+        except Exception as error:  # each format raises exceptions of its own
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UsageError(f"Cannot read the {self.split} split of {self.source}: {reason[0]}") from error
 
     def _classes(self, labels: list, start: int, place: str) -> np.ndarray:
         """Classes (int64) of labels, which begin at image `start` of `place`, or [`UsageError`]. Text labels that have
@@ -231,8 +223,6 @@ class ImageStream(torch.utils.data.IterableDataset):
         is_known = self.surveyed is not None  # the survey has warned of the images to skip
         decoded, kept = decode_images(chosen, image_names, self.processor, self.skip_bad_images, is_known)
         chosen_classes = torch.from_numpy(classes)[inside][kept]
-        if decoded.is_floating_point():
-            decoded = decoded.mul(255).round().to(torch.uint8)
         return ImageDataset(decoded, chosen_classes, self.names, self.processor, self.source)
 
 
@@ -280,15 +270,15 @@ def open_stream(
         dataset = dataset.to_iterable_dataset()
     image_column, label_column = columns
     feature = dataset.features[label_column]
-    if not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
+    if isinstance(feature, datasets.ClassLabel):
+        names = feature.names
+    elif isinstance(feature, datasets.Value):
+        names = [] if feature.dtype in TEXT else [str(label) for label in range(args.num_labels or 10)]
+    else:
         raise UsageError(
             f"The labels must be one integer or string per image, got {feature} in {label_column!r} of the {split} "
             "split: pass --label_column_name."
         )
-    if isinstance(feature, datasets.ClassLabel):
-        names = feature.names
-    else:
-        names = [] if feature.dtype in TEXT else [str(label) for label in range(args.num_labels or 10)]
     stream = without_decoding(dataset.select_columns(list(columns)), image_column)
     return ImageStream(
         stream, split, source, names, processor, columns, hash_seed=args.split_seed,
@@ -299,12 +289,13 @@ def open_stream(
 def hash_image(image: Any, seed: int) -> int | None:
     """CRC-32 of an encoded image or an array, starting from `seed`; `None` if there is no image, or its file cannot be
     read."""
+    if image is None:
+        return None
     if isinstance(image, dict):
         try:
             return zlib.crc32(read_encoded(image), seed)
         except (OSError, ValueError):
             return None
     array = np.ascontiguousarray(image)
-    if array.dtype.hasobject:  # a missing image, or rows of different lengths, whose bytes would be addresses
-        return None if image is None else zlib.crc32(repr(image).encode(), seed)
-    return zlib.crc32(array.data, seed)
+    # The bytes of rows of different lengths would be addresses.
+    return zlib.crc32(repr(image).encode() if array.dtype.hasobject else array.data, seed)
