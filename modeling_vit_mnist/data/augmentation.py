@@ -18,11 +18,12 @@ from .images import ImageDataset
 from .streaming import ImageStream, iterate, shared_epoch
 
 ELASTIC_GRID = 4
+NO_DIGIT = -100  # a label: ignored by torch's cross-entropy
 
 
 @dataclass
 class AugmentationArguments:
-    """Limits of the random warps of training images. All are off by default."""
+    """Limits of the random warps of training images, and images made by code. All are off by default."""
 
     max_translate: float = arg(0.0, "Translate training images by up to N pixels.")
     max_rotation: float = arg(0.0, "Rotate them by up to N degrees, either way.")
@@ -30,6 +31,9 @@ class AugmentationArguments:
     max_shear: float = arg(0.0, "Shear them by up to N degrees, either way.")
     elastic_std: float = arg(0.0, "Elastic distortion: std in pixels of the displacements on a smooth 4x4 grid.")
     augment_until: float = arg(1.0, "Stop augmenting after this fraction of the epochs.")
+    num_photographs: int = arg(0, "Add N training images, rotated, blurred, noisy or pale, and framed again.")
+    num_drawn_digits: int = arg(0, "Add N digits drawn by code in shapes that MNIST lacks, such as a crossed 7.")
+    num_outliers: int = arg(0, "Add N drawings of no digit, each with another random class in every epoch.")
 
     def __post_init__(self):
         if not 0 < self.augment_until <= 1:
@@ -44,6 +48,11 @@ class AugmentationArguments:
     @property
     def is_on(self) -> bool:
         return any(value for name, value in vars(self).items() if name != "augment_until")
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are added to those of the dataset."""
+        return bool(self.num_photographs or self.num_drawn_digits or self.num_outliers)
 
 
 def warp_images(
@@ -146,7 +155,7 @@ class AugmentedDataset(_Augmented, torch.utils.data.Dataset):
     __doc__ = _Augmented.__doc__
 
     dataset: ImageDataset
-    _drawn: tuple[int, dict[str, torch.Tensor]] = (-1, {})
+    _drawn: tuple[int, tuple[dict[str, torch.Tensor], torch.Tensor | None]] = (-1, ({}, None))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
@@ -155,16 +164,25 @@ class AugmentedDataset(_Augmented, torch.utils.data.Dataset):
         """One batch: `pixel_values` (b, 1, height, width), float32, and `labels` (b,), int64."""
         chosen = torch.as_tensor(indices)
         batch = self.dataset.select(chosen)
-        images = batch.images
-        if warps := self._warps():
+        images, labels = batch.images, batch.labels
+        warps, random_labels = self._draws()
+        if warps:
             images = warp_images(images, **{name: draws.index_select(0, chosen) for name, draws in warps.items()})
-        return {"pixel_values": self.dataset.processor.rescale_and_normalize(images), "labels": batch.labels}
+        if random_labels is not None:
+            labels = torch.where(labels == NO_DIGIT, random_labels.index_select(0, chosen), labels)
+        return {"pixel_values": self.dataset.processor.rescale_and_normalize(images), "labels": labels}
 
-    def _warps(self) -> dict[str, torch.Tensor]:
-        """The warps of all images in this epoch. Each worker process draws them, when it first needs them."""
+    def _draws(self) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """The warps of all images in this epoch, and labels for those of no digit. Each worker process draws them,
+        when it first needs them."""
         epoch = self.epoch
         if epoch != self._drawn[0]:
-            self._drawn = epoch, {} if self.is_over else draw_warps(self.args, len(self), (self.seed, epoch))
+            warps = {} if self.is_over else draw_warps(self.args, len(self), (self.seed, epoch))
+            labels = None
+            if self.args.num_outliers:
+                drawn = np.random.default_rng((self.seed, epoch, 1)).integers(len(self.dataset.names), size=len(self))
+                labels = torch.from_numpy(drawn)
+            self._drawn = epoch, (warps, labels)
         return self._drawn[1]
 
 

@@ -25,6 +25,7 @@ from ..cli.files import locked
 from ..configuration_vit_mnist import VitMnistConfig
 from ..data.arguments import DEFAULT_DATASET, DataArguments
 from ..data.augmentation import AugmentationArguments
+from ..data.drawings import add_drawings
 from ..data.images import ImageDataset
 from ..data.sources import SAMPLE
 from ..data.splits import load_images, stream_images
@@ -85,6 +86,8 @@ def _train(
         )
     if model_args.whiten_patches and not model_args.model_name_or_path:
         whiten_patch_embed(model, datasets["train"])
+    if augmentation.draws:
+        datasets["train"] = add_drawings(datasets["train"], augmentation, args.seed)
     run = describe_run(model, model_args, data_args, augmentation, args, datasets)
     with args.main_process_first(desc="output folder"):
         checkpoint = prepare_output_dir(folder, run, args)
