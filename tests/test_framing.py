@@ -335,8 +335,8 @@ def test_a_deskewed_digit_has_its_moments(digits):
 
 def test_what_has_no_shape_is_deskewed_without_a_division_by_zero():
     for level in (0, 90):
-        plain = np.full((28, 28), level, np.uint8)
-        assert deskew(plain) is plain
+        for plain in (np.full((28, 28), level, np.uint8), np.full((28, 28), level / 1000, np.float32)):
+            assert deskew(plain) is plain
     dot, row, column, diagonal = np.zeros((4, 28, 28), np.uint8)
     dot[3, 25] = 1
     row[4, 2:20] = column[2:20, 4] = 200

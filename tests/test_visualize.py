@@ -162,15 +162,8 @@ def test_framing_shows_the_digit_upright_if_the_checkpoint_deskews(run_script, d
     PIL.Image.new("L", (40, 30), 128).save(tmp_path / "y.png")
     model, _ = load_checkpoint(checkpoint)
     save_checkpoint(tmp_path / "upright", model, VitMnistImageProcessor(do_deskew=True), card="", records={})
-    flags = (
-        "run_visualize.py",
-        "framing",
-        "--image",
-        tmp_path / "x.png",
-        tmp_path / "y.png",
-        "--output_dir",
-        tmp_path,
-    )
+    files = (tmp_path / "x.png", tmp_path / "y.png")
+    flags = ("run_visualize.py", "framing", "--image", *files, "--output_dir", tmp_path / "pictures")
     for folder, titles in (
         (checkpoint, ["Picture", "Ink", "Digit", "Frame"]),
         (tmp_path / "upright", ["Picture", "Ink", "Digit", "Frame", "Upright"]),

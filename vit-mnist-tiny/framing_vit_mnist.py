@@ -363,10 +363,10 @@ def deskew(gray: np.ndarray) -> np.ndarray:
     """
     if gray.ndim != 2 or len(gray) != gray.shape[1]:
         raise ValueError(f"Only square images can be deskewed, got one of shape {gray.shape}.")
-    if gray.dtype != np.uint8:
-        return np.float32(deskew(np.round(255 * gray).astype(np.uint8))) / np.float32(255)
     if gray.min() == gray.max():
         return gray
+    if gray.dtype != np.uint8:
+        return np.float32(deskew(np.round(255 * gray).astype(np.uint8))) / np.float32(255)
     side = len(gray)
     unit, middle, at = side / 28, (side - 1) / 2, np.arange(side)
     padded = np.zeros((side + 2, side + 2))  # black outside
