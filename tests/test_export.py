@@ -133,9 +133,9 @@ OTHER_FIELDS = {
 OTHER_SETTINGS = {
     "do_resize": False, "size": {"height": 14, "width": 14}, "resample": 0, "do_rescale": False,
     "rescale_factor": 1 / 100, "do_normalize": False, "image_mean": 0.5, "image_std": [0.2], "do_invert": True,
-    "do_center": True, "do_frame": True, "background": 0,
+    "do_center": True, "do_frame": True, "do_deskew": True, "background": 0,
 }  # fmt: skip
-FRAMING = ("do_frame", "do_invert", "do_center", "background")
+FRAMING = ("do_frame", "do_invert", "do_center", "do_deskew", "background")
 
 
 def export_to(folder, form, config=None, settings=None):

@@ -1,7 +1,9 @@
 """Framing: MNIST is unchanged; a digit drawn, scanned or photographed in any way gives the image that MNIST would."""
 
 import csv
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from modeling_vit_mnist import VitMnistImageProcessor
 from modeling_vit_mnist import framing_vit_mnist as framing
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.data.arguments import DataArguments
-from modeling_vit_mnist.data.splits import load_images
-from modeling_vit_mnist.framing_vit_mnist import STROKE, frame_digit
+from modeling_vit_mnist.data.splits import load_images, stream_images
+from modeling_vit_mnist.framing_vit_mnist import BILINEAR, STROKE, deskew, frame_digit
+from modeling_vit_mnist.inference.images import find_images, read_images
 
 from .conftest import ROOT, TINY
 
@@ -279,6 +282,136 @@ def test_framing_gives_way_to_inverting_and_centering(digits):
     assert np.array_equal(grayscale(drawing, do_frame=False), resized)
     with pytest.raises(ValueError, match="makes squares"):
         VitMnistImageProcessor(do_frame=True, size={"height": 28, "width": 32})
+
+
+def shear(digit: np.ndarray, slant: float) -> np.ndarray:
+    """The digit with its rows moved to the right by `slant` columns per row below the middle."""
+    changes = (1, -slant, 14 * slant, 0, 1, 0)
+    return np.asarray(PIL.Image.fromarray(digit).transform((28, 28), PIL.Image.Transform.AFFINE, changes, BILINEAR))
+
+
+@pytest.mark.parametrize("side", [28, 35])
+def test_a_digit_is_deskewed_as_scipy_transforms_it(digits, side):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    at, middle, unit = np.arange(side), (side - 1) / 2, side / 28
+    clipped = np.zeros((28, 28), np.uint8)
+    clipped[:, :9] = 255 * np.tri(28, 9)  # at the border, and more slanted than is taken back
+    for digit in [*digits, *(shear(digit, -0.9) for digit in digits), clipped]:
+        image = np.asarray(PIL.Image.fromarray(digit).resize((side, side)))
+        mass = image / image.sum()
+        center = np.array([mass.sum(1) @ at, mass.sum(0) @ at])
+        (rows, both), (_, columns) = np.cov(*np.indices(image.shape).reshape(2, -1), aweights=mass.ravel(), ddof=0)
+        slant = np.clip(both / rows, -1.2, 1.2)
+        height, width = rows**0.5, max(columns - 2 * slant * both + slant**2 * rows, 0.3 * unit**2) ** 0.5
+        new_height = 5.6 * unit
+        new_width = np.clip((width * new_height / height * 3.9 * unit) ** 0.5, 1.2 * unit, 4.4 * unit)
+        matrix = np.array([[height / new_height, 0], [slant * height / new_height, width / new_width]])
+        offset = center - matrix @ [middle, middle]
+        expected = ndimage.affine_transform(image.astype(float), matrix, offset, order=1, mode="grid-constant")
+        deskewed = deskew(image)
+        assert deskewed.dtype == np.uint8 and np.abs(deskewed - expected).max() < 0.5 + 1e-6
+
+
+def test_a_slanted_digit_becomes_its_upright_original(digits):
+    for digit in digits:
+        upright = deskew(digit)
+        for slant in (-0.4, 0.3):
+            sheared = shear(digit, slant)
+            assert distance(deskew(sheared), upright) < 0.55 * distance(sheared, digit)
+
+
+def moments(image: np.ndarray) -> np.ndarray:
+    """Variances of rows and columns, and their covariance."""
+    return np.cov(*np.indices(image.shape).reshape(2, -1), aweights=image.ravel(), ddof=0)
+
+
+def test_a_deskewed_digit_has_its_moments(digits):
+    """Rows and columns are uncorrelated, rows deviate by 5.6 pixels, the center of mass is in the middle."""
+    for digit in np.delete(digits, 3, axis=0):  # a 1 with specks far away, which leave the image
+        (rows, both), (_, columns) = moments(deskew(digit))
+        assert abs(both) < 0.3 and rows**0.5 == pytest.approx(5.6, abs=0.15) and columns**0.5 < 4.5
+        assert framing.center_of_mass(deskew(digit)) == pytest.approx((13.5, 13.5), abs=0.2)
+
+
+def test_what_has_no_shape_is_deskewed_without_a_division_by_zero():
+    for level in (0, 90):
+        for plain in (np.full((28, 28), level, np.uint8), np.full((28, 28), level / 1000, np.float32)):
+            assert deskew(plain) is plain
+    dot, row, column, diagonal = np.zeros((4, 28, 28), np.uint8)
+    dot[3, 25] = 1
+    row[4, 2:20] = column[2:20, 4] = 200
+    np.fill_diagonal(diagonal, 255)
+    for image in (dot, row, column, diagonal):
+        with np.errstate(all="raise"):
+            deskewed = deskew(image)
+        assert deskewed.any() and deskewed.max() <= image.max()
+        assert framing.center_of_mass(deskewed) == pytest.approx((13.5, 13.5), abs=0.1)
+    (rows, _), (_, columns) = moments(deskew(diagonal))
+    assert columns < 3 and rows == pytest.approx(5.6**2, rel=0.1)
+    assert deskew(np.eye(2, dtype=np.uint8)).shape == (2, 2) and deskew(np.ones((1, 1), np.uint8)).shape == (1, 1)
+    with pytest.raises(ValueError, match=r"Only square images can be deskewed, got one of shape \(28, 20\)"):
+        deskew(np.zeros((28, 20), np.uint8))
+
+
+def test_the_processor_deskews_after_any_framing(digits):
+    drawing, resized = draw(digits[0]), draw(digits[1], paper=0.0, ink=255.0)
+    for image, options in (
+        (drawing, {"do_frame": True}), (drawing, {"do_frame": False, "do_invert": True}),
+        (drawing, {"do_frame": False, "do_invert": "auto", "do_center": True}), (resized, {"do_frame": False}),
+        (digits[0], {"do_frame": True}), (digits[0], {"do_frame": False, "do_resize": False}),
+    ):  # fmt: skip
+        expected = deskew(grayscale(image, **options)[0])
+        assert np.array_equal(grayscale(image, do_deskew=True, **options)[0], expected)
+        floats = grayscale(image / np.float32(255), do_deskew=True, **options)[0]
+        assert np.abs(floats * (1 if floats.dtype == np.uint8 else 255) - expected).max() <= 2  # floats are resized
+    exact = grayscale(digits / np.float32(255), do_deskew=True)
+    assert exact.dtype == np.float32 and np.array_equal(exact, grayscale(digits, do_deskew=True) / np.float32(255))
+    for size in ({"height": 28, "width": 32}, {"height": 32, "width": 28}):
+        with pytest.raises(ValueError, match=r"do_deskew=True makes squares, so size must be one, got \{'height'"):
+            VitMnistImageProcessor(do_deskew=True, size=size)
+    with pytest.raises(ValueError, match="Only square images can be deskewed"):
+        grayscale(drawing, do_frame=False, do_resize=False, do_deskew=True)
+
+
+def test_a_processor_that_was_saved_before_does_not_deskew(digits, tmp_path):
+    VitMnistImageProcessor(do_deskew=True).save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert VitMnistImageProcessor.from_pretrained(tmp_path).do_deskew and record.pop("do_deskew") is True
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
+    old = VitMnistImageProcessor.from_pretrained(tmp_path)
+    assert old.do_deskew is False and np.array_equal(old.to_grayscale(digits), digits)
+    for name in ("tiny", "best", "small"):
+        assert VitMnistImageProcessor.from_pretrained(ROOT / f"vit-mnist-{name}").do_deskew is False
+
+
+@pytest.mark.parametrize("do_frame", [True, False])
+def test_all_paths_deskew_alike(digits, tmp_path, do_frame):
+    """Class folders in memory and streamed, files, floats in files, and the pipeline, of drawings and of MNIST."""
+    images = [*digits[:3], *(draw(digit, paper=20.0, ink=250.0) for digit in digits[3:6])]
+    for split in ("train", "test"):
+        for index, image in enumerate(images):
+            path = tmp_path / split / str(index % 2) / f"{index // 2}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(image).save(path)
+    order = [0, 2, 4, 1, 3, 5]
+    processor = VitMnistImageProcessor(do_frame=do_frame, do_deskew=True)
+    framed = VitMnistImageProcessor(do_frame=do_frame).to_grayscale(images).numpy()
+    expected = np.stack([deskew(image) for image in framed])[order]
+    data_args = DataArguments(dataset_name=str(tmp_path))
+    assert np.array_equal(load_images(data_args, processor, ["test"])["test"].images, expected)
+    streamed = [item["pixel_values"] for item in stream_images(replace(data_args, streaming=True), processor)["test"]]
+    assert torch.equal(torch.stack(streamed), processor.rescale_and_normalize(torch.tensor(expected)))
+    files = find_images([str(tmp_path / "test")])
+    assert np.array_equal(read_images(files, processor, False)[0], expected)
+    PIL.Image.fromarray(digits[0] / np.float32(255)).save(tmp_path / "floats.tiff")
+    (floats,) = read_images([tmp_path / "floats.tiff"], processor, False)[0].numpy()
+    assert floats.dtype == np.float32 and np.array_equal(floats, deskew(digits[0]) / np.float32(255))
+    model, _ = load_checkpoint(TINY)
+    classify = pipeline("image-classification", model=model, image_processor=processor, top_k=1)
+    with torch.no_grad():
+        scores = model.eval()(processor.rescale_and_normalize(torch.tensor(expected))).logits.softmax(1).amax(1)
+    for file, score in zip(files, scores.tolist(), strict=True):
+        assert classify(str(file))[0]["score"] == pytest.approx(score, abs=1e-5)
 
 
 def test_a_pipeline_reads_photographs(digits, sample, tmp_path):

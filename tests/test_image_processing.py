@@ -434,6 +434,7 @@ REFUSED = [
     ("image_mean", NAN, "image_mean must be a finite number.*got .*nan"),
     ("image_mean", [0.1, 0.2, 0.3], "image_mean must be .*same for all channels.*got .*0.1, 0.2, 0.3"),
     ("do_center", "no", "do_center.*no"),
+    ("do_deskew", "no", "do_deskew.*no"),
     ("do_invert", "maybe", "do_invert must be one of True, False, None, 'auto', got 'maybe'"),
     ("background", 300, "background must be an integer from 0 to 255, got 300"),
     ("do_centre", True, "did you mean 'do_center'|unexpected keyword argument 'do_centre'"),

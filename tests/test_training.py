@@ -16,6 +16,9 @@ from transformers import TrainerCallback
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError
 from modeling_vit_mnist.data.images import ImageDataset
+from modeling_vit_mnist.data.splits import load_images
+from modeling_vit_mnist.framing_vit_mnist import deskew
+from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
 from modeling_vit_mnist.training import compiled
 from modeling_vit_mnist.training import train as module
 from modeling_vit_mnist.training import trainer as trainer_module
@@ -416,6 +419,32 @@ def test_a_run_on_other_images_than_digits_can_switch_framing_off(tmp_path, fini
         assert processor.do_frame is is_on, flags
     assert json.loads((folder / "preprocessor_config.json").read_text())["do_frame"] is True
     assert "by itself" in (folder / "README.md").read_text()
+
+
+def test_a_run_on_deskewed_digits(tmp_path, finished):
+    """A new processor deskews as asked, that of a checkpoint unless asked not to. Another answer is another run."""
+    deskewed = tmp_path / "deskewed"
+    train(*arguments(deskewed, "--do_deskew=yes", "--num_train_epochs=1"))
+    assert json.loads((deskewed / "preprocessor_config.json").read_text())["do_deskew"] is True
+    assert json.loads((deskewed / "run.json").read_text())["processor"]["do_deskew"] is True
+    for folder, is_said in ((deskewed, True), (finished[0], False)):
+        card = (folder / "README.md").read_text()
+        assert ("upright" in card) == is_said == ("Images of MNIST are unchanged" not in card)
+    with pytest.raises(UsageError, match="do_deskew True there, False here"):
+        train(*arguments(deskewed, "--num_train_epochs=1"))
+    tuned = f"--model_name_or_path={deskewed}"
+    for flags, is_on in (
+        ((), False), (("--do_deskew=yes",), True), (("--do_deskew=yes", "--do_frame=no"), True), ((tuned,), True),
+        ((tuned, "--do_deskew=no"), False), ((tuned, "--do_frame=no"), True), (("--image_size=35",), False),
+        (("--image_size=35", "--do_deskew=yes"), True),
+    ):  # fmt: skip
+        model_args, data_args, _, args = arguments(tmp_path / "run", *flags)
+        data_args.max_train_samples = 20
+        test = module.load_data(model_args, data_args, args)["test"]
+        assert test.processor.do_deskew is is_on, flags
+        plain = load_images(data_args, VitMnistImageProcessor(size=model_args.image_size or 28), ["test"])["test"]
+        expected = [deskew(image) if is_on else image for image in plain.images.numpy()]
+        assert np.array_equal(test.images, np.stack(expected)), flags
 
 
 def test_images_that_are_no_digits_are_trained_on_as_they_are(tmp_path):

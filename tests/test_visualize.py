@@ -13,6 +13,7 @@ import torch
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, inference
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
+from modeling_vit_mnist.framing_vit_mnist import deskew
 from modeling_vit_mnist.inference import plots
 from modeling_vit_mnist.inference.architecture import parameter_table
 
@@ -154,6 +155,23 @@ def test_framing_shows_pictures_upright_with_the_digit_in_its_box(run_script, dr
     expected = (columns.min() - 0.5, rows.min() - 0.5, np.ptp(columns) + 1, np.ptp(rows) + 1)
     assert (*box.get_xy(), box.get_width(), box.get_height()) == expected
     assert frame.images[0].get_array().shape == (28, 28) and frame.get_xlabel().startswith("dark on light\n")
+
+
+def test_framing_shows_the_digit_upright_if_the_checkpoint_deskews(run_script, drawn, checkpoint, tmp_path):
+    draw_seven(tmp_path / "x.png")
+    PIL.Image.new("L", (40, 30), 128).save(tmp_path / "y.png")
+    model, _ = load_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "upright", model, VitMnistImageProcessor(do_deskew=True), card="", records={})
+    files = (tmp_path / "x.png", tmp_path / "y.png")
+    flags = ("run_visualize.py", "framing", "--image", *files, "--output_dir", tmp_path / "pictures")
+    for folder, titles in (
+        (checkpoint, ["Picture", "Ink", "Digit", "Frame"]),
+        (tmp_path / "upright", ["Picture", "Ink", "Digit", "Frame", "Upright"]),
+    ):
+        assert run_script(*flags, "--model", folder).code == 0
+        assert [axis.get_title() for axis in drawn[-1].axes if axis.get_title()] == titles
+    frame, upright, *_, blank = (axis.images[0].get_array() for axis in (*drawn[-1].axes[3:5], drawn[-1].axes[9]))
+    assert np.array_equal(upright, deskew(frame)) and not np.array_equal(upright, frame) and not blank.any()
 
 
 def test_framing_changes_no_image_that_it_shows(run_script, tmp_path):

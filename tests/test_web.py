@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
-from modeling_vit_mnist.framing_vit_mnist import frame_digit
+from modeling_vit_mnist.framing_vit_mnist import deskew, frame_digit
 
 from .conftest import ROOT, TINY
 
@@ -148,11 +148,12 @@ def test_framing_computes_the_same(sample, tmp_path):
     found = node(
         f"""
 import {{ readFileSync }} from "node:fs";
-import {{ frameDigit, normalize }} from {str(WEB / "frame.js")!r};
+import {{ deskew, frameDigit, normalize }} from {str(WEB / "frame.js")!r};
 const images = JSON.parse(readFileSync({str(tmp_path / "images.json")!r}));
 const found = images.map((image) => frameDigit({{ ...image, data: Uint8Array.from(image.data) }}));
 console.log(JSON.stringify(found.map((framing) => ({{
   ...framing, image: Array.from(framing.image), pixels: normalize(framing.image, 0.1307, 0.3081),
+  upright: Array.from(deskew(framing.image)),
 }}))));
 """,
         tmp_path,
@@ -163,9 +164,31 @@ console.log(JSON.stringify(found.map((framing) => ({{
         np.testing.assert_array_equal(got["image"], expected.image.flatten())
         pixels = processor(image, do_frame=True, return_tensors="pt").pixel_values
         np.testing.assert_allclose(got["pixels"], pixels.flatten(), rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(got["upright"], deskew(expected.image).flatten())
         for name in ("problem", "is_framed", "is_dark_on_light", "has_others"):
             first, *others = name.split("_")
             assert got[first + "".join(map(str.capitalize, others))] == getattr(expected, name), (name, image.shape)
+
+
+@needs_node
+def test_digits_are_deskewed_to_the_same_pixels(sample, tmp_path):
+    """MNIST's digits, noise, dots and lines, whose moments have every value there is."""
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (50, 28, 28)) * (draw.random((50, 28, 28)) < draw.random((50, 1, 1)) ** 3)
+    lines = np.zeros((4, 28, 28))
+    lines[0, 5, 6] = lines[1, 9] = lines[2, :, 3] = lines[3, range(28), range(28)] = 255
+    images = np.concatenate([sample["test"].images[:300].numpy(), noise, lines]).astype(np.uint8)
+    (tmp_path / "images.json").write_text(json.dumps(images.reshape(len(images), -1).tolist()))
+    found = node(
+        f"""
+import {{ readFileSync }} from "node:fs";
+import {{ deskew }} from {str(WEB / "frame.js")!r};
+const images = JSON.parse(readFileSync({str(tmp_path / "images.json")!r}));
+console.log(JSON.stringify(images.map((image) => Array.from(deskew(Uint8Array.from(image))))));
+""",
+        tmp_path,
+    )
+    np.testing.assert_array_equal(found, [deskew(image).flatten() for image in images])
 
 
 def test_the_images_that_framing_is_compared_on_are_of_all_kinds():

@@ -19,7 +19,7 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_vit_mnist import refuse_misspelled
-from .framing_vit_mnist import Framing, frame_digit
+from .framing_vit_mnist import Framing, deskew, frame_digit
 from .grayscale_vit_mnist import channel_axis, frame_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)
@@ -85,6 +85,7 @@ class VitMnistImageProcessorKwargs(ImagesKwargs, total=False):
     do_frame: bool | None
     do_invert: bool | str | None
     do_center: bool | None
+    do_deskew: bool | None
     background: int | None
 
 
@@ -115,6 +116,8 @@ class VitMnistImageProcessor(PilBackend):
         do_center (`bool`, defaults to `False`): Frame the digit as MNIST does: scale the bounding box of the ink into
             20x20, keeping its aspect, and place its center of mass at the center of 28x28, whatever `do_resize` says.
             A blank image stays blank.
+        do_deskew (`bool`, defaults to `False`): Bring the digit upright and to one size (see [`deskew`]), after it is
+            framed, centered or resized, which must make a square. Expects light ink on black.
         background (`int`, defaults to 255, white): Gray level behind transparent pixels.
 
     Of transformers' other options, `input_data_format`, `device` and `return_tensors` are obeyed. Refused are
@@ -142,6 +145,7 @@ class VitMnistImageProcessor(PilBackend):
     do_frame = False
     do_invert: bool | str = False
     do_center = False
+    do_deskew = False
     background = 255
 
     def __init__(self, **kwargs):
@@ -266,8 +270,9 @@ class VitMnistImageProcessor(PilBackend):
             sides = dict(size or {})
             if sides.keys() != {"height", "width"} or not all(type(s) is int and s > 0 for s in sides.values()):
                 raise ValueError(f"size must be a height and a width, both at least 1, got {sides}.")
-            if kwargs["do_frame"] and sides["height"] != sides["width"]:
-                raise ValueError(f"do_frame=True makes squares, so size must be one, got {sides}.")
+            for name in ("do_frame", "do_deskew"):
+                if kwargs[name] and sides["height"] != sides["width"]:
+                    raise ValueError(f"{name}=True makes squares, so size must be one, got {sides}.")
             if resample not in list(PILImageResampling):
                 raise ValueError(f"resample must be one of {[*map(int, PILImageResampling)]}, got {resample!r}.")
         if kwargs["do_rescale"]:
@@ -278,15 +283,18 @@ class VitMnistImageProcessor(PilBackend):
 
     def _preprocess(
         self, images: list[np.ndarray], do_frame: bool | None, do_invert: bool | str | None, do_center: bool | None,
-        do_resize: bool | None, size: SizeDict | None, resample: PILImageResampling | int | None,
-        do_rescale: bool | None, rescale_factor: float | None, do_normalize: bool | None,
-        image_mean: Any, image_std: Any, return_tensors: Any = None, device: Any = None, **kwargs,
+        do_deskew: bool | None, do_resize: bool | None, size: SizeDict | None,
+        resample: PILImageResampling | int | None, do_rescale: bool | None, rescale_factor: float | None,
+        do_normalize: bool | None, image_mean: Any, image_std: Any, return_tensors: Any = None, device: Any = None,
+        **kwargs,
     ) -> BatchFeature:  # fmt: skip
         shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
         if do_frame and not (do_invert or do_center):
             framed = [self.frame(image, shape[0]).image for image in images]
         else:
             framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
+        if do_deskew:
+            framed = [deskew(image) for image in framed]
         if len({image.shape for image in framed}) > 1:
             sizes = ", ".join(sorted({"x".join(map(str, image.shape)) for image in framed}))
             raise ValueError(f"Cannot batch images of different sizes ({sizes}): use do_resize=True.")

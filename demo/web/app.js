@@ -1,6 +1,6 @@
 // The page: strokes on the pad -> frame.js -> vit.js -> bars and attention maps, once per animation frame.
 
-import { frameDigit, normalize } from "./frame.js";
+import { deskew, frameDigit, normalize } from "./frame.js";
 import { Vit, parseSafetensors } from "./vit.js";
 
 // The checkpoint folders of the repository.
@@ -34,6 +34,7 @@ async function loadNetwork(folder) {
     vit: new Vit(config, parseSafetensors(weights)),
     mean: first(processor.image_mean),
     std: first(processor.image_std),
+    deskews: processor.do_deskew,
   };
 }
 
@@ -103,7 +104,8 @@ function show() {
   const { vit, mean, std } = network;
   const { data, width, height } = ink.getImageData(0, 0, pad.width, pad.height);
   const gray = Uint8Array.from({ length: width * height }, (_, i) => data[4 * i]); // red, green and blue are equal
-  const { image: bytes, problem, hasOthers } = frameDigit({ width, height, data: gray });
+  const { image, problem, hasOthers } = frameDigit({ width, height, data: gray });
+  const bytes = network.deskews ? deskew(image) : image;
   find("hint").hidden = isDrawn;
   const result = isDrawn && !problem ? vit.forward(normalize(bytes, mean, std)) : null;
   const note = problem ?? (hasOthers ? "more than one digit: the largest is read" : "");

@@ -20,7 +20,7 @@ BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
 # Settings that do not change a trained network's logits: the initialization of new weights.
 INITIALIZATION = {"initializer", "initializer_range"}
 # Settings about the image before it is rescaled. No other format has them.
-FRAMING = ("do_frame", "do_invert", "do_center", "background")
+FRAMING = ("do_frame", "do_invert", "do_center", "do_deskew", "background")
 # Settings that a user can replace by preparing images before. Their loss is named.
 NAMED = (*FRAMING, "do_resize", "input_data_format")
 # Settings of our processor. A saved one lacks `input_data_format` unless it is set.

@@ -78,7 +78,7 @@ class VisualizeArguments(_ModelChoice):
             "attention": {"index", *on_a_split},
             "training": {"model", "output_dir"},
             "mistakes": on_a_split,
-            "framing": {"image", "output_dir", "skip_bad_images"},
+            "framing": {"model", "image", "output_dir", "skip_bad_images"},
         }[view]
 
 

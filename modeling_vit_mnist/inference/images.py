@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError, printable
 from ..data.images import decode_image, image_suffixes
-from ..framing_vit_mnist import Framing
+from ..framing_vit_mnist import Framing, deskew
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ def read_images(
         framing = Framing(gray)
         if frames(processor):
             framing = processor.frame(gray, processor.size["height"])
-            images.append(torch.tensor(framing.image)[None])
+            image = deskew(framing.image) if processor.do_deskew else framing.image
+            images.append(torch.tensor(image)[None])
         else:
             images.append(processor.to_grayscale(gray))
         read.append(file)

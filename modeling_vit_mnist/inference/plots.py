@@ -220,18 +220,22 @@ def plot_mistakes(
 
 
 def plot_framing(
-    names: list[str], pictures: list[PIL.Image.Image], framings: list[Framing], descriptions: list[str], path: Path
-) -> None:
-    """A row per picture: as it was given, the ink, the digit in its bounding box, and the frame over its description,
-    which is red if there is no digit."""
-    with _figure(path, 8.6, 2.45 * len(names) + 0.3) as figure:
-        axes = figure.subplots(len(names), 4, squeeze=False)
-        for axis, title in zip(axes[0], ("Picture", "Ink", "Digit", "Frame"), strict=True):
+    names: list[str], pictures: list[PIL.Image.Image], framings: list[Framing], descriptions: list[str], path: Path,
+    upright: list[np.ndarray],
+) -> None:  # fmt: skip
+    """A row per picture: as it was given, the ink, the digit in its bounding box, the frame over its description,
+    which is red if there is no digit, and the digit upright, unless `upright` is empty."""
+    titles = ["Picture", "Ink", "Digit", "Frame", *(["Upright"] if upright else [])]
+    with _figure(path, 2.15 * len(titles), 2.45 * len(names) + 0.3) as figure:
+        axes = figure.subplots(len(names), len(titles), squeeze=False)
+        for axis, title in zip(axes[0], titles, strict=True):
             axis.set_title(title)
+        for line, image in zip(axes, upright, strict=False):
+            _show_in_square(line[4], image)
         for line, name, picture, found, text in zip(axes, names, pictures, framings, descriptions, strict=True):
             _show_in_square(line[0], picture)
             line[0].set_xlabel(f"{_shorten(name)}\n{picture.width}x{picture.height} pixels", **SMALL)
-            for axis, part in zip(line[1:], (found.ink, found.digit, found.image), strict=True):
+            for axis, part in zip(line[1:4], (found.ink, found.digit, found.image), strict=True):
                 if part is None:
                     axis.set_box_aspect(1)  # keeps its title in line
                     axis.set_axis_off()

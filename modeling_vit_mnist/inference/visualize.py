@@ -12,7 +12,7 @@ from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable
 from ..data.arguments import DataArguments
 from ..data.splits import load_images
-from ..framing_vit_mnist import Framing, frame_digit
+from ..framing_vit_mnist import Framing, deskew, frame_digit
 from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
 from . import plots
 from .architecture import parameter_table, stage_shapes
@@ -117,23 +117,26 @@ def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
 
 
 def view_framing(args: VisualizeArguments, data_args: DataArguments) -> None:
-    """How `do_frame` finds the digit in image files: the ink, the digit and its frame."""
+    """How `do_frame` finds the digit in image files: the ink, the digit and its frame; upright, if the checkpoint
+    deskews."""
     files = find_images(args.image)
     if not 1 <= len(files) <= MAX_FRAMED:
         raise UsageError(f"The view 'framing' takes 1 to {MAX_FRAMED} images, got {len(files)}: pass --image FILE.")
     path = Path(args.output_dir) / "framing.png"
     check_output(path, files)
-    processor = VitMnistImageProcessor()
+    processor = load_checkpoint(args.model)[1]
     files = read_images(files, processor, data_args.skip_bad_images)[1]
     pictures = [open_image(file) for file in files]
     framings = []
     for picture in pictures:
         gray = processor.process_image(picture)
-        framings.append(frame_digit(gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)))
+        gray = gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)
+        framings.append(frame_digit(gray, processor.size["height"]))
     descriptions = [*map(describe_framing, framings)]
     for file, description in zip(files, descriptions, strict=True):
         print(f"{printable(str(file))}: {description}")
-    plots.plot_framing([file.name for file in files], pictures, framings, descriptions, path)
+    upright = [deskew(found.image) for found in framings] if processor.do_deskew else []
+    plots.plot_framing([file.name for file in files], pictures, framings, descriptions, path, upright)
     print(f"Wrote {printable(str(path))}")
 
 
@@ -145,7 +148,7 @@ def describe_framing(found: Framing) -> str:
         return found.problem
     ink = "dark on light" if found.is_dark_on_light else "light on dark"
     others = ", more than one digit" if found.has_others else ""
-    return f"{ink}, strokes of {found.stroke_width:.1f} pixels of 28{others}"
+    return f"{ink}, strokes of {found.stroke_width:.1f} pixels of {len(found.image)}{others}"
 
 
 VIEWS = {

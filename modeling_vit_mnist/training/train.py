@@ -145,8 +145,9 @@ def load_data(
         _, processor = load_checkpoint(model_args.model_name_or_path)
     else:
         processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
-    if model_args.do_frame is not None:
-        processor.do_frame = model_args.do_frame
+    for name in ("do_frame", "do_deskew"):
+        if (value := getattr(model_args, name)) is not None:
+            setattr(processor, name, value)
     datasets: dict[str, Any] = (stream_images if data_args.streaming else load_images)(data_args, processor)
     is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
     if model_args.do_frame is None and not model_args.model_name_or_path:
