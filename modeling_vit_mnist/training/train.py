@@ -101,6 +101,11 @@ def _train(
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
         print(f"Data: {sizes} images of {datasets['train'].source}")
+        if augmentation.draws:
+            print(
+                f"Of these train images, made by code: {augmentation.num_photographs:,} photographs, "
+                f"{augmentation.num_drawn_digits:,} drawn digits and {augmentation.num_outliers:,} outliers"
+            )
         print(f"Total parameters: {model.num_parameters():,}")
         if checkpoint is not None:
             print(f"Resuming from {checkpoint}")

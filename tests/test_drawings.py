@@ -1,0 +1,143 @@
+"""Images made by code: that they are framed as MNIST's, show what their label says, and train as they should."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.cli.errors import UsageError
+from modeling_vit_mnist.data import drawings
+from modeling_vit_mnist.data.augmentation import NO_DIGIT, AugmentationArguments, AugmentedDataset
+from modeling_vit_mnist.data.drawings import DIGITS, OTHERS, add_drawings, draw_digit, draw_outlier, photograph
+from modeling_vit_mnist.inference.predict import predict
+from modeling_vit_mnist.training.train import train
+
+from .conftest import ROOT, arguments, weights
+
+ARGUMENTS = AugmentationArguments(num_photographs=30, num_drawn_digits=20, num_outliers=40)
+
+
+@pytest.fixture(scope="module")
+def drawn(sample):
+    return add_drawings(sample["train"].take(500), ARGUMENTS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_checkpoint(ROOT / "vit-mnist-small")
+
+
+def accuracy(small, images, labels) -> float:
+    return float((predict(*small, torch.from_numpy(np.stack(images))).argmax(1).numpy() == labels).mean())
+
+
+def test_the_images_of_the_dataset_come_first_unchanged(sample, drawn):
+    assert len(drawn) == 590
+    assert torch.equal(drawn.images[:500], sample["train"].images[:500])
+    assert torch.equal(drawn.labels[:500], sample["train"].labels[:500])
+    assert drawn.labels[530:550].tolist() == [*range(10)] * 2
+    assert (drawn.labels[550:] == NO_DIGIT).all() and (drawn.labels[:550] != NO_DIGIT).all()
+
+
+def test_drawings_depend_on_the_seed_alone(sample, drawn):
+    again, other = (add_drawings(sample["train"].take(500), ARGUMENTS, seed) for seed in (0, 1))
+    assert torch.equal(drawn.images, again.images)
+    assert not torch.equal(drawn.images[500:], other.images[500:])
+
+
+def test_drawings_have_mnists_frame(drawn):
+    for image in drawn.images[500:].numpy():
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        assert image.max() >= 254
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+
+
+@pytest.mark.parametrize("digit", DIGITS)
+def test_each_drawn_digit_is_read_as_the_digit_it_is(small, digit):
+    generator = np.random.default_rng(0)
+    assert accuracy(small, [draw_digit(digit, generator) for _ in range(40)], int(digit)) > 0.6
+
+
+def test_photographs_keep_their_digit(small, sample):
+    generator = np.random.default_rng(0)
+    digits = sample["train"].images[:100].numpy()
+    photographs = [photograph(digit, generator) for digit in digits]
+    assert accuracy(small, photographs, sample["train"].labels[:100].numpy()) > 0.9
+    assert sum(np.array_equal(*pair) for pair in zip(photographs, digits, strict=True)) < 5
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_each_kind_of_outlier_is_drawn(sample, kind, monkeypatch):
+    class Fixed:
+        """A generator whose first choice is `kind`."""
+
+        def __init__(self):
+            self.generator, self.is_first = np.random.default_rng(0), True
+
+        def integers(self, *args, **kwargs):
+            first, self.is_first = self.is_first, False
+            return kind if first else self.generator.integers(*args, **kwargs)
+
+        def __getattr__(self, name):
+            return getattr(self.generator, name)
+
+    images = sample["train"].images[:50].numpy()
+    outliers = [draw_outlier(images, Fixed()) for _ in range(2)]
+    assert np.array_equal(*outliers) and outliers[0].max() >= 254
+
+
+def test_all_strokes_can_be_drawn():
+    for strokes in [*OTHERS, *(variant for variants in DIGITS.values() for variant in variants)]:
+        picture = drawings.draw_strokes(strokes, np.random.default_rng(0))
+        assert 100 < (picture > 127).sum() < picture.size / 2
+
+
+def test_outliers_change_their_class_in_every_epoch_and_others_never(drawn):
+    augmented = AugmentedDataset(drawn, ARGUMENTS, seed=0, num_epochs=50)
+    labels = []
+    for epoch in range(50):
+        augmented.set_epoch(epoch)
+        labels.append(augmented.__getitems__(range(590))["labels"])
+    stacked = torch.stack(labels)
+    assert (stacked[:, :550] == drawn.labels[:550]).all()
+    counts = torch.bincount(stacked[:, 550:].flatten(), minlength=10)
+    assert len(counts) == 10 and (counts > 150).all() and (counts < 250).all()  # 200 each of 2,000
+    augmented.set_epoch(0)
+    assert torch.equal(augmented.__getitems__([560, 589])["labels"], labels[0][[560, 589]])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"names": ["a", "b"]}, "classes a, b"), ({"images": torch.zeros(5, 32, 32, dtype=torch.uint8)}, "32x32")],
+)
+def test_other_images_than_digits_are_refused(sample, changes, message):
+    from dataclasses import replace
+
+    with pytest.raises(UsageError, match=message):
+        add_drawings(replace(sample["train"], **changes), ARGUMENTS, seed=0)
+
+
+def test_a_stream_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--streaming"):
+        train(*arguments(tmp_path / "run", "--num_outliers=5", "--streaming"))
+
+
+def test_a_run_with_drawings_records_them_and_ends_with_other_weights(tmp_path, capsys):
+    quick = ["--num_train_epochs=1"]
+    train(*arguments(tmp_path / "plain", *quick))
+    results = train(*arguments(tmp_path / "drawn", *quick, "--num_outliers=60", "--num_drawn_digits=40"))
+    assert results["train_samples"] == 500
+    assert "40 drawn digits and 60 outliers" in capsys.readouterr().out
+    run = json.loads((tmp_path / "drawn" / "run.json").read_text())
+    assert run["augmentation"]["num_outliers"] == 60 and run["data"]["train"] == 500
+    assert "60 are drawings of no digit" in " ".join((tmp_path / "drawn" / "README.md").read_text().split())
+    different = [not torch.equal(*pair) for pair in zip(*(weights(tmp_path / n).values() for n in ("plain", "drawn")))]
+    assert any(different)
+
+
+@pytest.mark.parametrize("flag", ["--num_outliers=-1", "--num_photographs=-5"])
+def test_negative_counts_are_refused(tmp_path, flag):
+    with pytest.raises(UsageError, match="zero or positive"):
+        arguments(tmp_path / "run", flag)
