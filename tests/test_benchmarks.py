@@ -30,12 +30,14 @@ def robustness():
     return importlib.import_module("robustness")
 
 
-def test_robustness_prints_three_levels_each(run_script):
-    done = run_script("benchmarks/robustness.py", "--dataset_name", SAMPLE)
+def test_robustness_prints_three_levels_each_of_images_that_are_framed(run_script):
+    done = run_script("benchmarks/robustness.py", "--dataset_name", SAMPLE, "--num_images", 50)
     assert done.code == 0, done.err
     rows = [line for line in done.out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 7 and all(row.count("|") == 5 for row in rows)
-    assert "1,000 test images of mnist-5k" in done.out
+    assert "50 test images of mnist-5k" in done.out
+    accuracies = {row.split("|")[1].strip(): [*map(float, re.findall(r": ([\d.]+)", row))] for row in rows[2:]}
+    assert min(accuracies["contrast"] + accuracies["inversion"]) > 80  # unframed, as low as 10
 
 
 @pytest.fixture
