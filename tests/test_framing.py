@@ -19,7 +19,8 @@ from modeling_vit_mnist import framing_vit_mnist as framing
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.splits import load_images, stream_images
-from modeling_vit_mnist.framing_vit_mnist import BILINEAR, STROKE, deskew, frame_digit
+from modeling_vit_mnist.deskewing_vit_mnist import deskew
+from modeling_vit_mnist.framing_vit_mnist import BILINEAR, STROKE, frame_digit
 from modeling_vit_mnist.inference.images import find_images, read_images
 
 from .conftest import ROOT, TINY

@@ -13,7 +13,7 @@ import torch
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, inference
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
-from modeling_vit_mnist.framing_vit_mnist import deskew
+from modeling_vit_mnist.deskewing_vit_mnist import deskew
 from modeling_vit_mnist.inference import plots
 from modeling_vit_mnist.inference.architecture import parameter_table
 

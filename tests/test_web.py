@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
-from modeling_vit_mnist.framing_vit_mnist import deskew, frame_digit
+from modeling_vit_mnist.deskewing_vit_mnist import deskew
+from modeling_vit_mnist.framing_vit_mnist import frame_digit
 
 from .conftest import ROOT, TINY
 

@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError
-from ..framing_vit_mnist import crop, deskew, frame_digit, place
+from ..deskewing_vit_mnist import deskew
+from ..framing_vit_mnist import crop, frame_digit, place
 from .augmentation import NO_DIGIT, AugmentationArguments
 from .images import ImageDataset
 

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError, printable
 from ..data.images import decode_image, image_suffixes
-from ..framing_vit_mnist import Framing, deskew
+from ..deskewing_vit_mnist import deskew
+from ..framing_vit_mnist import Framing
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 
 logger = logging.getLogger(__name__)

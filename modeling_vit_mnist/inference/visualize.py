@@ -12,7 +12,8 @@ from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable
 from ..data.arguments import DataArguments
 from ..data.splits import load_images
-from ..framing_vit_mnist import Framing, deskew, frame_digit
+from ..deskewing_vit_mnist import deskew
+from ..framing_vit_mnist import Framing, frame_digit
 from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
 from . import plots
 from .architecture import parameter_table, stage_shapes
