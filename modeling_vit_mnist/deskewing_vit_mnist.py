@@ -7,9 +7,9 @@ import numpy as np
 
 # What [`deskew`] brings an image of 28x28 to, in pixels.
 MOST_SLANT = 1.2  # columns per row that are taken back
-ROW_DEVIATION = 5.6  # standard deviation of the rows of the ink
-COLUMN_DEVIATION = 3.9  # that of its columns is halfway, geometrically, between the digit's own and this one
-COLUMN_DEVIATIONS = (1.2, 4.4)  # the least and the most
+ROW_DEVIATION = 7.4  # standard deviation of the rows of the ink
+COLUMN_DEVIATION = 5.4  # that of its columns is halfway, geometrically, between the digit's own and this one
+COLUMN_DEVIATIONS = (1.6, 6.0)  # the least and the most
 LEAST_VARIANCE = 0.3  # of a dot or a line
 
 

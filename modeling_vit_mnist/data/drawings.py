@@ -87,7 +87,7 @@ def add_drawings(train: ImageDataset, args: AugmentationArguments, seed: int) ->
 def photograph(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A digit of shape (side, side), as framing finds it in a picture that is rotated, blurred, noisy or pale."""
     for _ in range(5):
-        angle = float(np.clip(generator.normal(0, 20), -50, 50))
+        angle = float(np.clip(generator.normal(0, 25), -55, 55))
         large = PIL.Image.fromarray(image).resize((CANVAS, CANVAS), PIL.Image.Resampling.BICUBIC)
         large = large.rotate(angle, PIL.Image.Resampling.BILINEAR, expand=True)
         large = large.filter(PIL.ImageFilter.GaussianBlur(generator.uniform(0, 4)))
@@ -172,18 +172,17 @@ def _scribble(generator: np.random.Generator) -> np.ndarray:
 
 
 def _patch(generator: np.random.Generator) -> np.ndarray:
-    """A filled shape with holes."""
+    """A filled shape with holes and gaps, wide or high."""
     canvas = PIL.Image.new("L", (CANVAS, CANVAS))
-    pen = PIL.ImageDraw.Draw(canvas)
     corners = generator.integers(3, 12)
     angles = 2 * np.pi / corners * (np.arange(corners) + generator.uniform(-0.3, 0.3, corners))
-    radii = generator.uniform(0.2, 0.42, corners) * CANVAS
-    points = np.stack([np.cos(angles), generator.uniform(0.6, 1) * np.sin(angles)], 1) * radii[:, None] + CANVAS / 2
-    pen.polygon([*map(tuple, points)], fill=255)
-    for _ in range(generator.integers(0, 4)):
-        x, y, width, height = generator.uniform((0.2, 0.2, 0.02, 0.02), (0.8, 0.8, 0.3, 0.3)) * CANVAS
-        pen.ellipse((x, y, x + width, y + height), fill=0)
-    return np.asarray(canvas)
+    radii = generator.uniform(0.25, 0.48, corners) * CANVAS
+    points = np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
+    points[:, generator.integers(2)] *= generator.uniform(0.35, 1)
+    PIL.ImageDraw.Draw(canvas).polygon([*map(tuple, points + CANVAS / 2)], fill=255)
+    coarse = generator.normal(generator.uniform(0, 2), 1, generator.integers(2, 9, 2)).astype(np.float32)
+    texture = PIL.Image.fromarray(coarse).resize((CANVAS, CANVAS), PIL.Image.Resampling.BICUBIC)
+    return np.asarray(canvas) * (np.asarray(texture) > 0).astype(np.uint8)
 
 
 def _several(digits: np.ndarray, generator: np.random.Generator) -> np.ndarray:
