@@ -10,7 +10,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .configuration_vit_mnist import VitMnistConfig
 from .image_processing_vit_mnist import VitMnistImageProcessor
-from .modeling_vit_mnist import VitMnistForImageClassification, VitMnistModel
+from .modeling_vit_mnist import VitMnistForImageClassification, VitMnistModel, digit_score
 
 AutoConfig.register(VitMnistConfig.model_type, VitMnistConfig)
 AutoModel.register(VitMnistConfig, VitMnistModel)
@@ -28,4 +28,6 @@ VitMnistModel.register_for_auto_class("AutoModel")
 VitMnistForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 VitMnistImageProcessor.register_for_auto_class("AutoImageProcessor")
 
-__all__ = ["VitMnistConfig", "VitMnistForImageClassification", "VitMnistImageProcessor", "VitMnistModel"]
+__all__ = [
+    "VitMnistConfig", "VitMnistForImageClassification", "VitMnistImageProcessor", "VitMnistModel", "digit_score",
+]  # fmt: skip

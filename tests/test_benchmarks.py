@@ -14,6 +14,7 @@ import pytest
 import scipy.ndimage
 import torch
 
+from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError
 
 from .conftest import ROOT, SAMPLE, TINY
@@ -110,6 +111,9 @@ def test_accuracy_measures_new_runs_that_succeed(tmp_path, monkeypatch):
         ("training", ["--seconds", "nan"], "--seconds must be positive, got nan"),
         ("inference", ["--rounds", "-1"], "must be an integer of at least 1, got '-1'"),
         ("robustness", ["--record", "--model", "{folder}"], "holds no finished run"),
+        ("no_digit", ["--handwriting", "/nowhere"], "/nowhere is no folder"),
+        ("no_digit", ["--samples", "0"], "must be an integer of at least 1, got '0'"),
+        ("no_digit", ["--fashion", "/nowhere", "--dataset_name", str(SAMPLE)], "No dataset folder '/nowhere'"),
         ("handwriting", ["/nowhere"], "/nowhere is no folder"),
         ("handwriting", ["{folder}"], "No image at"),
         ("handwriting", ["{folder}", "--json", "{folder}/x.json"], "would change the input"),
@@ -250,7 +254,41 @@ def test_handwriting_refuses_labels_that_it_cannot_read(run_script, tmp_path, in
     assert done.code == 2 and done.out == "" and message in done.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("script", ["accuracy.py", "training.py", "inference.py", "robustness.py", "handwriting.py"])
+def test_no_digit_prints_areas_and_what_is_rejected(handwriting, run_script, tmp_path):
+    """For two kinds of digits. Digits in place of Fashion-MNIST are not told from digits."""
+    write, _, _ = handwriting
+    folder = write(lambda number, label: f"{label}_{number:02}.png")
+    model, processor = load_checkpoint(ROOT / "vit-mnist-small")
+    model.config.digit_score_threshold = 8.0
+    save_checkpoint(tmp_path / "model", model, processor, card="", records={})
+    flags = ["--dataset_name", SAMPLE, "--fashion", SAMPLE, "--handwriting", folder, "--samples", 30]
+    done = run_script("benchmarks/no_digit.py", "--model", tmp_path / "model", *flags)
+    assert done.code == 0 and "model, test split, digit_score_threshold 8\n" in done.out, done.err
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines() if "|" in line]
+    table = {row[0]: row[1:] for row in rows[2:]}
+    assert list(table) == [
+        "MNIST", "people's digits", "Fashion-MNIST", "printed letters", "scribbles", "two digits", "blank paper",
+    ]  # fmt: skip
+    assert [row[0] for row in table.values()] == ["1,000", "12", *["30"] * 5]
+    for name in ("printed letters", "scribbles", "two digits"):
+        assert float(table[name][1]) > 0.9 and float(table[name][4]) > 10 * float(table["MNIST"][4]) >= 0, name
+    assert 0.3 < float(table["Fashion-MNIST"][1]) < 0.7
+    assert table["blank paper"] == ["30", "1.000", "1.000", "100.0", "100.0"]
+
+
+def test_no_digit_counts_what_is_below_the_threshold(capsys):
+    module = importlib.import_module("no_digit")
+    digits = {"MNIST": np.array([3.0, 4.0, 1.0, 9.0])}
+    module.print_table(digits, {"letters": np.array([2.0, 0.5, 5.0, 1.0, module.LOWEST])}, 2.0)
+    first, second = capsys.readouterr().out.splitlines()[2:]
+    assert first == "| MNIST | 4 |  | 0.0 | 25.0 |"
+    area = (4 + 4 + 2.5 + 5) / 20  # letters below each digit, a tie counts half
+    assert second == f"| letters | 5 | {area:.3f} | 20.0 | 60.0 |"
+
+
+@pytest.mark.parametrize(
+    "script", ["accuracy.py", "training.py", "inference.py", "robustness.py", "handwriting.py", "no_digit.py"]
+)
 def test_benchmarks_explain_themselves(script, run_script):
     done = run_script(f"benchmarks/{script}", "--help")
     assert done.code == 0 and "--" in done.out, done.err

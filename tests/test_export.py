@@ -129,6 +129,7 @@ OTHER_FIELDS = {
     "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 29, "hidden_act": "relu",
     "hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3, "layer_norm_eps": 0.5, "image_size": 14,
     "patch_size": 4, "num_channels": 3, "qkv_bias": False, "initializer": "trunc_normal", "initializer_range": 0.02,
+    "digit_score_threshold": 3.5,
 }  # fmt: skip
 OTHER_SETTINGS = {
     "do_resize": False, "size": {"height": 14, "width": 14}, "resample": 0, "do_rescale": False,

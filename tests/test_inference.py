@@ -1,6 +1,7 @@
 """Predictions as a user gets them: the output printed, the files written, and the errors."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,11 +14,13 @@ import datasets
 import numpy as np
 import pandas
 import PIL.Image
+import PIL.ImageDraw
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import pipeline
 
-from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, digit_score
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
 from modeling_vit_mnist.cli import errors
 from modeling_vit_mnist.cli.errors import UsageError, describe_error
@@ -226,7 +229,8 @@ def test_grid_is_written(infer, tmp_path, pictures):
 def test_files_folders_and_globs(infer, pictures, checkpoint):
     model, processor = load_checkpoint(checkpoint)
     files = sorted(map(str, pictures.iterdir()))
-    expected = predict(model, processor, torch.cat([torch.tensor(np.asarray(PIL.Image.open(f)))[None] for f in files]))
+    images = torch.cat([torch.tensor(np.asarray(PIL.Image.open(file)))[None] for file in files])
+    expected = predict(model, processor, images).softmax(-1)
     for arguments in ([pictures], files, [pictures / "*.png"], [pictures / "0.png", pictures / "[12].png"]):
         lines = infer("--image", *arguments).out.splitlines()
         for file, line, probabilities in zip(files, lines[::2], expected, strict=False):
@@ -320,16 +324,17 @@ def test_tables_have_no_prediction_where_there_is_no_digit(infer, photographs, t
     assert done.code == 0 and PIL.Image.open(grid).width > 200, done.err
     table = read(path, lines=True) if suffix == "jsonl" else read(path)
     top = ["top_k"] if top_k > 1 else []
-    assert list(table) == ["image", "problem", "prediction", "probability", *top]
+    assert list(table) == ["image", "problem", "prediction", "probability", "digit_score", *top]
     assert table["problem"].tolist()[:2] == ["the image is blank", "there is only a dot"]
     for name, missing in (
         ("problem", [0, 0, 1, 1]),
-        *((n, [1, 1, 0, 0]) for n in ("prediction", "probability", *top)),
+        *((n, [1, 1, 0, 0]) for n in ("prediction", "probability", "digit_score", *top)),
     ):
         assert table[name].isna().tolist() == [bool(flag) for flag in missing], name
     infer("--output", path, "--num_samples=3", model=TINY)
     table = read(path, lines=True) if suffix == "jsonl" else read(path)
-    assert "problem" not in table
+    assert list(table) == ["index", "label", "problem", "prediction", "probability", "digit_score"]
+    assert table["problem"].isna().all()
 
 
 def test_a_table_of_blank_images_only(infer, photographs, tmp_path):
@@ -340,16 +345,17 @@ def test_a_table_of_blank_images_only(infer, photographs, tmp_path):
     assert (row["prediction"], row["probability"], row["problem"]) == (None, None, "the image is blank")
 
 
-def test_grids_show_a_dash_where_there_is_no_digit(tmp_path, monkeypatch):
+def test_grids_show_which_images_have_no_digit_and_which_are_rejected(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
     from modeling_vit_mnist.inference.plots import plot_predictions
 
     titles, set_title = [], Axes.set_title
     monkeypatch.setattr(Axes, "set_title", lambda self, text, **kw: (titles.append(text), set_title(self, text, **kw)))
-    rows = [{"prediction": None, "probability": None}, {"prediction": "7", "probability": 0.5}]
-    plot_predictions(torch.zeros(2, 28, 28, dtype=torch.uint8), rows, tmp_path / "grid.png")
-    assert titles == ["-", "7"]
+    names = ("prediction", "probability", "digit_score")
+    rows = [dict(zip(names, row, strict=True)) for row in ((None, None, None), (None, None, 0.1), ("7", 0.5, 2.0))]
+    plot_predictions(torch.zeros(3, 28, 28, dtype=torch.uint8), rows, tmp_path / "grid.png")
+    assert titles == ["-", "?", "7"]
 
 
 def test_folders_are_searched_for_images_only(infer, pictures):
@@ -432,10 +438,12 @@ def test_tables_hold_any_file_name(infer, strange, tmp_path, suffix, read):
 def test_tables_do_not_round(infer, pictures, checkpoint, tmp_path):
     model, processor = load_checkpoint(checkpoint)
     image = np.asarray(PIL.Image.open(pictures / "0.png"))
-    expected = predict(model, processor, torch.tensor(image)[None])[0].sort(descending=True).values
+    logits = predict(model, processor, torch.tensor(image)[None])[0]
+    expected = logits.softmax(-1).sort(descending=True).values
     infer("--image", pictures / "0.png", "--top_k", "10", "--output", tmp_path / "table.jsonl")
     row = json.loads((tmp_path / "table.jsonl").read_text())
     assert [item["probability"] for item in row["top_k"]] == pytest.approx(expected.tolist(), rel=1e-6)
+    assert row["digit_score"] == pytest.approx((logits.logsumexp(0) - logits.mean()).item() - np.log(10), rel=1e-5)
     assert row["probability"] == row["top_k"][0]["probability"]
 
 
@@ -528,6 +536,8 @@ def test_a_corrupt_file_is_refused_by_name_or_skipped(infer, pictures, tmp_path,
         (["--num_samples", "-1"], "--num_samples must be at least 0, got -1"),
         (["--top_k", "0"], "--top_k must be at least 1, got 0"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        (["--reject"], "has no digit_score_threshold in its config.json: pass one, as in --reject 3.5, or train it"),
+        (["--reject", "nan"], "--reject: the number must be finite, got 'nan'"),
         (["--num_sample", "3"], "Unknown flag --num_sample: did you mean --num_samples?"),
         (["--split", "tset"], "invalid choice: 'tset'"),
         (["--output", "x.txt"], "--output must end in .jsonl, .csv, .parquet, got 'x.txt'"),
@@ -682,9 +692,109 @@ def test_an_image_of_a_dataset_without_a_digit_is_no_answer(infer, tmp_path, str
     assert done.code == 0, done.err
     assert "GT:3 Pred:- (there is no digit)" in done.out and "(1 of 2 test images" in done.out
     table = pandas.read_json(tmp_path / "out.jsonl", lines=True, dtype=False)
-    assert table["prediction"].isna().sum() == 1 and "problem" not in table
+    assert table["problem"].dropna().to_dict() == {1: "there is no digit"}
+    for name in ("prediction", "probability", "digit_score", "top_k"):
+        assert table[name].notna().tolist() == [True, False]
 
 
 # A stroke of a pen on paper.
 STICK = np.full((120, 100), 235, np.uint8)
 STICK[20:100, 46:54] = 30
+
+
+@pytest.fixture(scope="module")
+def with_threshold(tmp_path_factory):
+    """The bundled checkpoint with a threshold that rejects some of MNIST's digits."""
+    model, processor = load_checkpoint(TINY)
+    model.config.digit_score_threshold = 6.0
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, model, processor, card="", records={})
+    return folder
+
+
+@pytest.mark.parametrize("number", [[], ["7.5"]])
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_rejected_digits_count_neither_as_right_nor_as_wrong(
+    infer, with_threshold, sample, tmp_path, number, streaming
+):
+    threshold = float(*number or [6])
+    digits = sample["test"].select(slice(200))
+    model, processor = load_checkpoint(with_threshold)
+    with torch.inference_mode():
+        logits = model(processor.rescale_and_normalize(digits.images)).logits.double()
+    scores = logits.logsumexp(1) - logits.mean(1) - np.log(10)
+    is_accepted = scores >= threshold
+    correct = int((logits.argmax(1) == digits.labels)[is_accepted].sum())
+    assert 0 < correct < is_accepted.sum() < 199
+    table = tmp_path / "table.parquet"
+    flags = ["--num_samples", "200", "--top_k", "2", "--output", table, "--grid", tmp_path / "grid.png", *streaming]
+    done = infer(*flags, "--reject", *number, model=with_threshold)
+    assert (done.code, done.err) == (0, "")
+    lines, n = done.out.splitlines(), int(is_accepted.sum())
+    counts = rf"\({correct} of {n} accepted test images of mnist-5k\), {200 - n} rejected, [\d,]+ images/s on \w+"
+    assert re.fullmatch(rf"Accuracy: {correct / n:.2%} {counts}", lines[400])
+    for index, (line, accepted) in enumerate(zip(lines[:400:2], is_accepted.tolist(), strict=True)):
+        start, label, prediction = f"Idx:{index}", digits.labels[index].item(), logits[index].argmax().item()
+        if accepted:
+            is_right = label == prediction
+            assert line.startswith(f"{start} GT:{label} Pred:{prediction} isAcc:{is_right} Top:{prediction}=")
+        else:
+            score = float(
+                re.fullmatch(rf"{start} GT:{label} Pred:\? \(.* is ([\d.]+), below {threshold:g}\)", line)[1]
+            )
+            assert score == pytest.approx(scores[index].item(), abs=1e-3)
+    rows = pandas.read_parquet(table)
+    assert rows["digit_score"].tolist() == pytest.approx(scores.tolist(), abs=1e-3)
+    for name in ("prediction", "probability", "top_k"):
+        assert rows[name].notna().tolist() == is_accepted.tolist()
+    assert rows["problem"].isna().tolist() == is_accepted.tolist()
+
+
+def test_what_is_no_digit_is_rejected_in_photographs(infer, photographs, with_threshold, tmp_path):
+    """Each with one reason: a sheet that is blank has no score. Without --reject, nothing is."""
+    scrawl = PIL.Image.new("L", (280, 280), 230)
+    points = [(60, 60), (220, 80), (60, 140), (220, 160), (70, 220), (150, 40), (140, 240)]
+    PIL.ImageDraw.Draw(scrawl).line(points, fill=20, width=12)
+    scrawl.save(photographs / "scrawl.png")
+    table = tmp_path / "table.csv"
+    done = infer(
+        "--image", photographs, "--reject", "--output", table, "--grid", tmp_path / "grid.png", model=with_threshold
+    )
+    lines = {Path(line.split(" Pred:")[0]).stem: line.split(" Pred:")[1] for line in done.out.splitlines()[:10:2]}
+    assert lines["blank"] == "- (the image is blank)" and lines["seven"][0].isdigit()
+    assert re.fullmatch(r"\? \(the digit score is \d\.\d{4}, below 6\)", lines["scrawl"])
+    assert re.fullmatch(r"5 images, 2 without a digit, \d rejected, .*", done.out.splitlines()[10])
+    rows = pandas.read_csv(table).set_index("image")
+    row = rows.loc[str(photographs / "scrawl.png")]
+    assert pandas.isna(row["prediction"]) and row["digit_score"] < 6 and "below 6" in row["problem"]
+    assert pandas.isna(rows.loc[str(photographs / "blank.png")]["digit_score"])
+    assert "Pred:?" not in infer("--image", photographs, model=with_threshold).out
+
+
+def test_a_threshold_that_rejects_everything_leaves_no_accuracy(infer, tmp_path):
+    """The columns that are null have the types of others, which further chunks of a stream may hold."""
+    table = tmp_path / "table.parquet"
+    done = infer("--reject", "1e9", "--num_samples", "9", "--output", table)
+    assert done.code == 0 and "Pred:?" in done.out
+    assert done.out.splitlines()[-2].startswith(
+        "Accuracy: - (there are no accepted test images of mnist-5k), 9 rejected"
+    )
+    rows = pandas.read_parquet(table)
+    assert rows["prediction"].isna().all() and len(rows) == 9
+    names = {field.name: str(field.type) for field in pyarrow.parquet.read_schema(table)}
+    assert names == {
+        "index": "int64", "label": "string", "problem": "string", "prediction": "string", "probability": "double",
+        "digit_score": "double",
+    }  # fmt: skip
+
+
+def test_images_are_scored_in_two_lines_of_python(pictures, checkpoint):
+    model, processor = load_checkpoint(checkpoint)
+    images = [PIL.Image.open(file) for file in sorted(pictures.iterdir())]
+    logits = model(**processor(images, return_tensors="pt")).logits
+    divergence = torch.distributions.kl_divergence
+    uniform = torch.distributions.Categorical(logits=torch.zeros_like(logits))
+    expected = divergence(uniform, torch.distributions.Categorical(logits=logits))
+    torch.testing.assert_close(digit_score(logits), expected)
+    torch.testing.assert_close(digit_score(1e4 * torch.eye(10)[:1]), torch.tensor([9e3 - math.log(10)]))
+    assert digit_score(torch.zeros(2, 7).half()).tolist() == pytest.approx([0, 0], abs=1e-6)

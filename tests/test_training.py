@@ -77,6 +77,11 @@ def test_results_are_those_of_the_saved_weights(finished, sample):
         loss = torch.nn.functional.cross_entropy(logits, images.labels).item()
         assert results[f"{key}_accuracy"] == pytest.approx((logits.argmax(1) == images.labels).float().mean().item())
         assert results[f"{key}_loss"] == pytest.approx(loss, abs=1e-4)
+        if name == "validation":
+            log_probabilities = logits.log_softmax(1)[logits.argmax(1) == images.labels]
+            uniform = torch.full_like(log_probabilities, 0.1)
+            scores = torch.nn.functional.kl_div(log_probabilities, uniform, reduction="none").sum(1)
+            assert model.config.digit_score_threshold == pytest.approx(scores.min().item(), abs=1e-4)  # of 100 images
     assert results["parameters"] == 1850
     assert (results["train_samples"], results["test_samples"], results["dataset"]) == (400, 100, "mnist-5k")
 
@@ -226,6 +231,24 @@ def test_fine_tuning_starts_from_the_checkpoint(finished, tmp_path):
     model = build_model(model_args, ["a", "b"])  # with the checkpoint's own hidden size
     assert model.config.id2label == {0: "a", 1: "b"} and model.head.weight.shape == (2, 8)
     assert torch.equal(model.vit.pos_embed, weights(finished[0])["vit.pos_embed"])
+
+
+def test_the_threshold_of_the_score_belongs_to_the_weights(finished, tmp_path):
+    train(*arguments(tmp_path, f"--model_name_or_path={finished[0]}", "--num_train_epochs=1"))
+    before, after = (load_checkpoint(folder)[0].config for folder in (finished[0], tmp_path))
+    assert 0 < before.digit_score_threshold != after.digit_score_threshold > 0
+    assert "digit_score_threshold" not in json.loads((tmp_path / "run.json").read_text())["model"]
+
+
+def test_the_threshold_of_the_score_rejects_one_of_200_correct_images():
+    logits = torch.zeros(1002, 10)
+    logits[:1000, 3] = 1 + torch.arange(1000).flip(0) / 100
+    labels = np.array([3] * 1000 + [4, 5])  # the last two are wrong
+    output = transformers.EvalPrediction([logits[:500].numpy(), logits[500:].numpy()], [labels[:500], labels[500:]])
+    threshold = module.score_threshold(output)
+    scores = np.sort((np.log(np.exp(logits.numpy()).sum(1)) - logits.numpy().mean(1) - np.log(10))[:1000])
+    assert threshold == pytest.approx(scores[4], abs=1e-4)
+    assert module.score_threshold(transformers.EvalPrediction(np.eye(3), np.array([1, 2, 0]))) is None
 
 
 DIVERGING = ["--learning_rate=1e30", "--warmup_steps=0"]

@@ -313,4 +313,21 @@ class VitMnistForImageClassification(VitMnistPreTrainedModel):
         return self.loss_function(labels, logits, self.config, **kwargs)
 
 
-__all__ = ["VitMnistForImageClassification", "VitMnistModel", "VitMnistPreTrainedModel"]
+def digit_score(logits: torch.Tensor) -> torch.Tensor:
+    """How much an image looks like one of the classes, in nats: 0 for equal probabilities, without an upper limit. It
+    is the Kullback-Leibler divergence of the uniform distribution from the predicted one.
+
+    Args:
+        logits (`torch.Tensor` of shape `(n, num_labels)`).
+
+    Returns:
+        float32, of shape `(n,)`.
+
+    Example:
+        >>> digit_score(torch.tensor([[0.0, 0.0], [0.0, 20.0]]))
+        tensor([0.0000, 9.3069])
+    """
+    return -logits.float().log_softmax(-1).mean(-1) - math.log(logits.shape[-1])
+
+
+__all__ = ["VitMnistForImageClassification", "VitMnistModel", "VitMnistPreTrainedModel", "digit_score"]

@@ -75,6 +75,8 @@ class VitMnistConfig(PreTrainedConfig):
             the weight matrices under `"trunc_normal"`. For comparison, whitened patches have unit variance.
         num_labels (`int`, *optional*): Number of classes; 10, labelled "0" to "9", unless the names say otherwise.
         id2label, label2id (`dict`, *optional*): Names of the classes 0 to n - 1, and the inverse. One gives the other.
+        digit_score_threshold (`float`, *optional*): An image whose [`digit_score`] is lower is probably of no class.
+            Training sets it from the validation split.
 
     Raises:
         ValueError, or huggingface_hub's `StrictDataclassError`: a value is of the wrong type, out of range or
@@ -116,6 +118,7 @@ class VitMnistConfig(PreTrainedConfig):
     # transformers does not check the types of its own fields.
     id2label: dict | None = None
     label2id: dict | None = None
+    digit_score_threshold: float | int | None = None
 
     def __new__(cls, *args, **kwargs):
         # `__post_init__` cannot tell a value that was passed from a default.
@@ -230,6 +233,9 @@ class VitMnistConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value}.")
+        threshold = self.digit_score_threshold
+        if threshold is not None and not abs(threshold) < float("inf"):
+            raise ValueError(f"digit_score_threshold must be a finite number, got {threshold}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
 

@@ -19,9 +19,9 @@ from .folder import UNREADABLE, check_dtypes, check_shapes, check_usable, quiet,
 from .settings import (
     BASE_FIELDS,
     FRAMING,
-    INITIALIZATION,
     SETTINGS,
     UNUSED,
+    WITHOUT_LOGITS,
     changed_fields,
     describe_losses,
     fold_channels,
@@ -48,6 +48,8 @@ HF_VIT_NAMES = (
 SHARED_FIELDS = {field.name for field in fields(VitMnistConfig)} & {field.name for field in fields(ViTConfig)} - {
     "architectures", "dtype", "transformers_version",
 }  # fmt: skip
+# Fields of our configuration alone, which an exported `config.json` has, too.
+EXTRA_FIELDS = {"initializer", "digit_score_threshold"}
 # Weights of red, green and blue. With any weights that add up to 1, a gray image has the same logits. Powers of two
 # keep the bits of the network's weights.
 CHANNEL_WEIGHTS = (0.25, 0.5, 0.25)
@@ -77,9 +79,9 @@ def from_hf_vit(state: State, expected: State) -> State:
 
 def hf_vit_config(config: VitMnistConfig, num_channels: int | None = None) -> ViTConfig:
     """The config of transformers' ViT. Raises [`UsageError`] for a setting that it lacks."""
-    refuse("transformers' ViT", changed_fields(config, besides=SHARED_FIELDS | INITIALIZATION | BASE_FIELDS))
-    # ViT does not read `initializer`. It is there for the way back.
-    shared = {name: getattr(config, name) for name in {*SHARED_FIELDS, "initializer"}}
+    refuse("transformers' ViT", changed_fields(config, besides=SHARED_FIELDS | WITHOUT_LOGITS | BASE_FIELDS))
+    # ViT reads none of [`EXTRA_FIELDS`]. They are there for the way back, and for users.
+    shared = {name: getattr(config, name) for name in SHARED_FIELDS | EXTRA_FIELDS}
     return ViTConfig(**shared | {"num_channels": num_channels or config.num_channels})
 
 
@@ -178,7 +180,8 @@ def _import_hf_vit(folder: Path, record: dict) -> tuple[VitMnistForImageClassifi
     state = theirs.state_dict()
     state[PATCH_WEIGHT] = fold_channels(state[PATCH_WEIGHT])
     try:
-        own = VitMnistConfig(**values, initializer=getattr(config, "initializer", "trunc_normal"))
+        values |= {"initializer": "trunc_normal"} | {k: v for k, v in vars(config).items() if k in EXTRA_FIELDS}
+        own = VitMnistConfig(**values)
         model = VitMnistForImageClassification(own).to(theirs.dtype)
         model.load_state_dict(from_hf_vit(state, model.state_dict()))
     except (KeyError, RuntimeError, ValueError, StrictDataclassError) as error:

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Fields of every transformers config: what a forward pass returns, how a loss is computed, what was saved.
 BASE_FIELDS = {field.name for field in fields(PreTrainedConfig)}
-# Settings that do not change a trained network's logits: the initialization of new weights.
-INITIALIZATION = {"initializer", "initializer_range"}
+# Settings that do not change a trained network's logits: the initialization of new weights, and what to reject.
+WITHOUT_LOGITS = {"initializer", "initializer_range", "digit_score_threshold"}
 # Settings about the image before it is rescaled. No other format has them.
 FRAMING = ("do_frame", "do_invert", "do_center", "do_deskew", "background")
 # Settings that a user can replace by preparing images before. Their loss is named.

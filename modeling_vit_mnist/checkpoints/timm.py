@@ -20,7 +20,7 @@ from ..modeling_vit_mnist import VitMnistForImageClassification
 from .folder import FLOATS, check_problem
 from .settings import (
     BASE_FIELDS,
-    INITIALIZATION,
+    WITHOUT_LOGITS,
     changed_fields,
     describe_losses,
     fold_channels,
@@ -75,7 +75,7 @@ def export_timm(model, processor, folder: Path) -> list[str]:
     config = model.config
     check_problem("this model", config)
     carried = {*NAMES, "intermediate_size", "hidden_act", "hidden_dropout_prob"}
-    refuse("timm", changed_fields(config, besides=carried | INITIALIZATION | BASE_FIELDS))
+    refuse("timm", changed_fields(config, besides=carried | WITHOUT_LOGITS | BASE_FIELDS))
     if config.hidden_act not in ACTIVATIONS:
         refuse("timm", {"hidden_act": config.hidden_act})
     drop = config.hidden_dropout_prob
@@ -94,6 +94,7 @@ def export_timm(model, processor, folder: Path) -> list[str]:
     record = {
         "architecture": "vit_tiny_patch16_224", "num_classes": config.num_labels, "num_features": config.hidden_size,
         "model_args": network, "pretrained_cfg": pretrained,
+        "digit_score_threshold": config.digit_score_threshold,  # for the way back: timm does not read it
     }  # fmt: skip
     settings = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     lost = describe_losses(processor, "timm", settings)
@@ -144,6 +145,7 @@ def import_timm(folder: Path, record: dict[str, Any]) -> tuple[VitMnistForImageC
         read_state(folder / "model.safetensors"), arguments.get("num_heads", HEADS[plain[1]]),
         names, hidden_act=OWN_ACTIVATIONS[activation],
         hidden_dropout_prob=drop, attention_probs_dropout_prob=arguments.get("attn_drop_rate", 0.0),
+        digit_score_threshold=record.get("digit_score_threshold"),
     )  # fmt: skip
     size = model.config.image_size
     input_size, is_fixed = pretrained["input_size"][1:], pretrained["fixed_input_size"]

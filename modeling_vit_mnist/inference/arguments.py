@@ -33,6 +33,10 @@ class InferenceArguments(_ModelChoice):
         help="Only invert the images. auto: those with dark ink on light paper.", choices=["yes", "no", "auto"]
     )
     top_k: int = arg(1, "Print the K most probable classes.")
+    reject: float | None = arg(
+        help="Show as Pred:? what is probably no digit: images whose digit score is below this threshold. Without a "
+        "number: the checkpoint's digit_score_threshold.", nargs="?", const=True,
+    )  # fmt: skip
     output: str | None = arg(help="Also write the predictions to this .jsonl, .csv or .parquet file.")
     grid: str | None = arg(help="Also draw the images with their predictions to this .png file.")
     batch_size: int = arg(1000, "Images per forward pass.")

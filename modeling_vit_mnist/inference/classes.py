@@ -39,10 +39,12 @@ def describe_accuracy(
     the model does not have.
 
     Args:
-        predictions (`torch.Tensor` of shape `(n,)`, int64): Below `num_classes`, the model's.
+        predictions (`torch.Tensor` of shape `(n,)`, int64): Below `num_classes`, the model's; -1 counts as wrong.
         labels (`torch.Tensor` of shape `(n,)`, int64): Numbered as `names` by [`match_classes`].
     """
     correct, total = int((predictions == labels).sum()), len(labels)
+    if not total:
+        return f"Accuracy: - (there are no {what})"
     line = f"Accuracy: {correct / total:.2%} ({correct:,} of {total:,} {what})"
     unknown = labels[labels >= num_classes]
     if not len(unknown):

@@ -107,7 +107,8 @@ def plot_data(images: torch.Tensor, labels: torch.Tensor, names: list[str], path
 
 def plot_predictions(images: torch.Tensor, rows: list[dict], path: Path) -> None:
     """Images of shape `(n, height, width)`, uint8 or floats in [0, 1], with their predictions, mistakes in red. Each
-    row has `prediction`, `probability` and, if it is known, `label`. A prediction of `None` is shown as "-"."""
+    row has `prediction`, `probability`, `digit_score` and, if it is known, `label`. A prediction of `None` is shown as
+    "-" or, if there is a score, which is too low then, as "?"."""
     columns = min(len(images), 10)
     lines = -(-len(images) // columns)
     with _figure(path, max(1.05 * columns, 2.2), 1.3 * lines) as figure:
@@ -115,8 +116,9 @@ def plot_predictions(images: torch.Tensor, rows: list[dict], path: Path) -> None
         _fill(axes, images)
         for row, axis in zip(rows, axes, strict=False):
             if row["prediction"] is None:
-                axis.set_title("-", fontsize=10, pad=3)
-                axis.set_xlabel("no digit", **SMALL)
+                title, reason = ("-", "no digit") if row["digit_score"] is None else ("?", "rejected")
+                axis.set_title(title, fontsize=10, pad=3)
+                axis.set_xlabel(reason, **SMALL)
                 continue
             is_wrong = row.get("label") not in (None, row["prediction"])
             title = f"{row['prediction']}, not {row['label']}" if is_wrong else row["prediction"]

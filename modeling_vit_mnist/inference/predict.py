@@ -19,7 +19,7 @@ from ..data.images import ImageDataset
 from ..data.splits import load_images, stream_images
 from ..data.streaming import ImageStream
 from ..image_processing_vit_mnist import VitMnistImageProcessor
-from ..modeling_vit_mnist import VitMnistForImageClassification
+from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import InferenceArguments
 from .classes import class_names, describe_accuracy, match_classes
 from .images import find_images, frames, read_images, report_blank_images
@@ -46,17 +46,18 @@ def predict(
     model: VitMnistForImageClassification, processor: VitMnistImageProcessor, images: torch.Tensor,
     batch_size: int = 1000, describe: Callable[[int], str] = "image {}".format,
 ) -> torch.Tensor:  # fmt: skip
-    """Class probabilities of grayscale, resized images of shape `(n, height, width)`, uint8 or floats in [0, 1].
+    """Logits of grayscale, resized images of shape `(n, height, width)`, uint8 or floats in [0, 1].
 
     The model, on any device, is set to evaluation mode. The processor normalizes the images there, batch by batch.
-    Returns a `torch.Tensor` of shape `(n, num_labels)`: float32, on the CPU. Raises `FloatingPointError` if logits are
-    not finite. `describe` names an image by its index in messages."""
+    Returns a `torch.Tensor` of shape `(n, num_labels)`: float32, on the CPU. Their softmax are the probabilities of
+    the classes, and [`digit_score`] says how much an image looks like one of them. Raises `FloatingPointError` if
+    logits are not finite. `describe` names an image by its index in messages."""
     model.eval()
     logits = [torch.empty(0, model.config.num_labels)]
     for batch in tqdm(images.split(batch_size), desc="Predict", unit=" batches", leave=False, disable=None):
         logits.append(model(processor.rescale_and_normalize(batch.to(model.device))).logits.float().cpu())
     check_finite(torch.cat(logits), describe)
-    return torch.cat(logits).softmax(-1)
+    return torch.cat(logits)
 
 
 def check_finite(logits: torch.Tensor, describe: Callable[[int], str] = "image {}".format) -> None:
@@ -85,6 +86,12 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     names = class_names(model)
     if args.top_k > len(names):
         raise UsageError(f"--top_k must be at most {len(names)}, the number of classes, got {args.top_k}.")
+    threshold = model.config.digit_score_threshold if args.reject is True else args.reject
+    if args.reject is not None and threshold is None:
+        raise UsageError(
+            f"{args.model} has no digit_score_threshold in its config.json: pass one, as in --reject 3.5, or train it "
+            "again, which sets it."
+        )
     model.to(device).eval()
     if args.do_center is not None or args.do_invert is not None:  # also "no": the image as it is, resized
         processor.do_frame = False
@@ -106,7 +113,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         batches, names, source = read_split(args, data_args, processor, names)
         what = printable(f"{args.split} images of {source}")
 
-    total, seconds, drawn, predictions, labels = 0, 0.0, [], [], []
+    total, without_digit, rejected, seconds, drawn, predictions, labels = 0, 0, 0, 0.0, [], [], []
     with writing_table(Path(args.output)) if args.output else nullcontext() as write:
         for images, rows, numbers in batches:
             if total == 0:
@@ -114,18 +121,17 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
                     model(processor.rescale_and_normalize(images[:1].to(device)))
             image_names = [row.get("image") or f"image {row['index']}" for row in rows]
             started = time.perf_counter()
-            probabilities = predict(model, processor, images, args.batch_size, image_names.__getitem__)
+            logits = predict(model, processor, images, args.batch_size, image_names.__getitem__)
             seconds += time.perf_counter() - started
-            predicted = probabilities.argmax(1)
             if frames(processor) and not files:  # framing makes an image black if it holds no digit
-                without_digit = images.flatten(1).amax(1) == 0
-                predicted[without_digit] = -1  # counts as wrong
-                rows = [
-                    row | ({"problem": "there is no digit"} if is_without else {})
-                    for row, is_without in zip(rows, without_digit.tolist(), strict=True)
-                ]
-            for row, values in zip(rows, probabilities, strict=True):
-                print_prediction(row, values, names, args.top_k)
+                for index in (images.flatten(1).amax(1) == 0).nonzero()[:, 0].tolist():
+                    rows[index]["problem"] = "there is no digit"
+            for row, values, score in zip(rows, logits.softmax(-1), digit_score(logits).tolist(), strict=True):
+                print_prediction(row, values, score, names, args.top_k, threshold)
+            predicted = logits.argmax(1)
+            predicted[torch.tensor([row["prediction"] is None for row in rows])] = -1
+            without_digit += sum(row["digit_score"] is None for row in rows)
+            rejected += sum(row["prediction"] is None and row["digit_score"] is not None for row in rows)
             if write:
                 write(rows)
             if args.grid and total < GRID_IMAGES:
@@ -136,15 +142,18 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         if total == 0:
             raise UsageError(f"There are no {what}.")
 
-    speed = f"{total / max(seconds, 1e-9):,.0f} images/s on {device}"
+    counts = [f"{without_digit:,} without a digit"] if without_digit else []
+    counts += [f"{rejected:,} rejected"] if threshold is not None else []
+    end = ", ".join([*counts, f"{total / max(seconds, 1e-9):,.0f} images/s on {device}"])
     if files:
-        problems = sum(finding["problem"] is not None for finding in found)
-        print(f"{total:,} {what}, " + (f"{problems:,} without a digit, " if problems else "") + speed)
+        print(f"{total:,} {what}, {end}")
     else:
         if total < args.num_samples:
             print(f"There are only {total:,} images, fewer than --num_samples {args.num_samples:,}.")
-        num_classes = model.config.num_labels
-        print(f"{describe_accuracy(torch.cat(predictions), torch.cat(labels), names, num_classes, what)}, {speed}")
+        answers, truth = torch.cat(predictions), torch.cat(labels)  # an image without a prediction counts as wrong
+        if threshold is not None:  # or, on request, not at all
+            answers, truth, what = answers[answers >= 0], truth[answers >= 0], f"accepted {what}"
+        print(f"{describe_accuracy(answers, truth, names, model.config.num_labels, what)}, {end}")
     if args.output:
         print(f"Wrote {printable(args.output)}")
     if args.grid:
@@ -187,32 +196,37 @@ def read_split(
 
 
 def _with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: list[str]) -> Batches:
-    """Images, one row each with the index in the split and the name of the class, and the number of the class."""
+    """Images, one row each with the index in the split, the name of the class and no problem, and the number of the
+    class."""
     start = 0
     for chunk in chunks:
         labels = numbers[chunk.labels]
-        rows = [{"index": index, "label": names[label]} for index, label in enumerate(labels.tolist(), start)]
-        yield chunk.images, rows, labels
+        numbered = enumerate(labels.tolist(), start)
+        yield chunk.images, [{"index": i, "label": names[label], "problem": None} for i, label in numbered], labels
         start += len(chunk)
 
 
-def print_prediction(row: dict, probabilities: torch.Tensor, names: list[str], top_k: int) -> None:
-    """Add the prediction from `probabilities` of shape `(classes,)` to a row, and print it. A row with a `problem`
-    gets `None`. `has_others`, and the problem of an image of a dataset, are printed, and removed from the row."""
+def print_prediction(
+    row: dict, probabilities: torch.Tensor, score: float, names: list[str], top_k: int, threshold: float | None
+) -> None:
+    """Add the prediction from `probabilities` of shape `(classes,)` and the digit score to a row, and print it. A row
+    with a `problem`, which a score below the threshold is, gets `None`. `has_others` is printed, and removed."""
     best = int(probabilities.argmax())
     note = " (more than one digit: the largest is read)" if row.pop("has_others", False) else ""
+    answer = "-" if row["problem"] else names[best]
     row |= {"prediction": names[best], "probability": probabilities[best].item()}
-    if row.get("problem") is not None:
+    row["digit_score"] = None if row["problem"] else score
+    if not row["problem"] and threshold is not None and score < threshold:
+        answer, row["problem"] = "?", f"the digit score is {score:.4f}, below {threshold:g}"
+    start = row["image"] if "image" in row else f"Idx:{row['index']} GT:{row['label']}"
+    line = f"{start} Pred:{answer}"
+    if row["problem"]:
         row |= {"prediction": None, "probability": None} | ({"top_k": None} if top_k > 1 else {})
-        is_file = "image" in row
-        start = row["image"] if is_file else f"Idx:{row['index']} GT:{row['label']}"
-        problem = row["problem"] if is_file else row.pop("problem")
-        line, note, top_k = f"{start} Pred:- ({problem})", "", 1
+        note, top_k = f" ({row['problem']})", 1
     elif "image" in row:
-        line = f"{row['image']} Pred:{row['prediction']} Prob:{row['probability']:.4f}"
+        line += f" Prob:{row['probability']:.4f}"
     else:
-        is_correct = row["label"] == row["prediction"]
-        line = f"Idx:{row['index']} GT:{row['label']} Pred:{row['prediction']} isAcc:{is_correct}"
+        line += f" isAcc:{row['label'] == row['prediction']}"
     if top_k > 1:
         top = probabilities.topk(top_k)
         row["top_k"] = {names[i]: p for p, i in zip(*map(torch.Tensor.tolist, top), strict=True)}
@@ -235,19 +249,24 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
 
         def write(rows: list[dict]) -> None:
             nonlocal writer
-            table = pandas.DataFrame(rows)
-            if "top_k" in table:
-                table["top_k"] = [
+            if "top_k" in rows[0]:
+                listed = [
                     row["top_k"] and [{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows
                 ]
+                rows = [row | {"top_k": top_k} for row, top_k in zip(rows, listed, strict=True)]
+            table = pandas.DataFrame(rows)
             if path.suffix == ".jsonl":
                 table.to_json(file, orient="records", lines=True, double_precision=15)
             elif path.suffix == ".csv":
                 table.to_csv(file, index=False, header=file.tell() == 0)
             else:
-                table = pyarrow.Table.from_pandas(table, preserve_index=False)
-                writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema))
-                writer.write_table(table)
+                text, number = pyarrow.string(), pyarrow.float64()
+                numbers = {"index": pyarrow.int64(), "probability": number, "digit_score": number}
+                numbers["top_k"] = pyarrow.list_(pyarrow.struct({"label": text, "probability": number}))
+                # Of rows that are all null in a column, the type could not be inferred.
+                schema = pyarrow.schema([(name, numbers.get(name, text)) for name in rows[0]])
+                writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(file, schema))
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
 
         yield write
         stack.close()  # before the file is renamed

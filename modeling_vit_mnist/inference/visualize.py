@@ -110,7 +110,7 @@ def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
     dataset = load_images(data_args, processor, [args.split])[args.split]
     numbers, names = match_classes(dataset.names, class_names(model))
     labels = numbers[dataset.labels]
-    probabilities = predict(model, processor, dataset.images)
+    probabilities = predict(model, processor, dataset.images).softmax(-1)
     what = printable(f"{args.split} images of {dataset.source}")
     print(describe_accuracy(probabilities.argmax(1), labels, names, model.config.num_labels, what))
     plots.plot_mistakes(dataset.images, labels, probabilities, names, picture)

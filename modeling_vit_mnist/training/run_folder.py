@@ -67,7 +67,7 @@ def describe_run(
     """Everything that decides the result of a run, as JSON values, and the names of what it started from. Data and
     initial weights are identified by their content, so two runs are the same if all but [`NAMES`] is equal."""
     network = json.loads(model.config.to_json_string())
-    for name in ("auto_map", "transformers_version", "architectures", "dtype"):
+    for name in ("auto_map", "transformers_version", "architectures", "dtype", "digit_score_threshold"):
         network.pop(name, None)
     network["whiten_patches"] = model_args.whiten_patches
     if model_args.model_name_or_path:  # a folder by its name alone, since the record is pushed to the Hub

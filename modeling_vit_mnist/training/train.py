@@ -31,16 +31,18 @@ from ..data.sources import SAMPLE
 from ..data.splits import load_images, stream_images
 from ..data.streaming import ImageStream
 from ..image_processing_vit_mnist import VitMnistImageProcessor
-from ..modeling_vit_mnist import VitMnistForImageClassification
+from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import ModelArguments, VitMnistTrainingArguments
 from .callbacks import EpochReportCallback, QuietProgressCallback
 from .compiled import plain
 from .initialization import build_model, whiten_patch_embed
 from .natural_gradient import MAX_PARAMETERS
 from .run_folder import RESULTS_FILE, RUN_FILE, RunFolderCallback, close_run, describe_run, prepare_output_dir
-from .trainer import VitMnistTrainer, compute_metrics, count_epochs, make_trainer
+from .trainer import VitMnistTrainer, compute_metrics, concatenated, count_epochs, make_trainer
 
 logger = logging.getLogger(__name__)
+
+REJECTED = 0.005  # of the correctly classified validation images, by the threshold that training sets
 
 
 def train(
@@ -79,6 +81,7 @@ def _train(
             "--push_sample_model to push anyway."
         )
     model = build_model(model_args, datasets["train"].names)
+    model.config.digit_score_threshold = None  # of a fine-tuned checkpoint: `measure` sets the new one
     if args.optim == "natural_gradient" and model.num_parameters() > MAX_PARAMETERS:
         raise UsageError(
             f"--optim natural_gradient supports up to {MAX_PARAMETERS:,} parameters, the network has "
@@ -187,7 +190,8 @@ def finished_model(trainer: VitMnistTrainer) -> VitMnistForImageClassification:
 
 
 def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageStream]) -> dict[str, Any]:
-    """Results of the selected checkpoint on validation and test, in float32, as it is saved."""
+    """Results of the selected checkpoint on validation and test, in float32, as it is saved. Sets its threshold of
+    [`digit_score`]."""
     trainer.remove_callback(EpochReportCallback)
     state = trainer.state
     # With --load_best_model_at_end no, the model is the last one.
@@ -195,7 +199,8 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     best_step = int(selected.rpartition("-")[2]) if selected else state.global_step
     if selected and not Path(selected).is_dir():
         raise FileNotFoundError(f"The best checkpoint {selected} was deleted during training.")
-    validation = trainer.evaluate()
+    validation = trainer.predict(datasets["validation"], metric_key_prefix="eval")
+    trainer.model.config.digit_score_threshold = score_threshold(validation)
     test = trainer.predict(datasets["test"], metric_key_prefix="test")
     metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
     return {
@@ -204,11 +209,19 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
         "epoch": state.num_train_epochs,
         "best_epoch": round(best_step * state.num_train_epochs / state.max_steps, 2),
         **{f"{name}_samples": len(split) for name, split in datasets.items()},
-        "eval_loss": validation["eval_loss"],
-        "eval_accuracy": validation["eval_accuracy"],
+        "eval_loss": validation.metrics["eval_loss"],
+        "eval_accuracy": validation.metrics["eval_accuracy"],
         "test_loss": test.metrics["test_loss"],
         **{f"test_{name}": value for name, value in metrics.items()},
     }
+
+
+def score_threshold(output: transformers.EvalPrediction) -> float | None:
+    """The threshold of [`digit_score`] that rejects [`REJECTED`] of the correctly classified images, to 4 decimals;
+    `None` if no image is correctly classified. `output` has logits of shape `(n, classes)` and labels `(n,)`."""
+    logits, labels = map(torch.from_numpy, concatenated(output))
+    scores = digit_score(logits[logits.argmax(1) == labels]).numpy()
+    return round(float(np.quantile(scores, REJECTED, method="lower")), 4) if len(scores) else None
 
 
 def describe_device(args: VitMnistTrainingArguments) -> str:
