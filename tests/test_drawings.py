@@ -1,6 +1,7 @@
 """Images made by code: that they are framed as MNIST's, show what their label says, and train as they should."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError
 from modeling_vit_mnist.data import drawings
 from modeling_vit_mnist.data.augmentation import NO_DIGIT, AugmentationArguments, AugmentedDataset
-from modeling_vit_mnist.data.drawings import DIGITS, OTHERS, add_drawings, draw_digit, draw_outlier, photograph
+from modeling_vit_mnist.data.drawings import (
+    DIGITS,
+    OTHERS,
+    add_drawings,
+    check_drawable,
+    draw_digit,
+    draw_outlier,
+    photograph,
+)
 from modeling_vit_mnist.inference.predict import predict
 from modeling_vit_mnist.training.train import train
 
@@ -113,15 +122,14 @@ def test_outliers_change_their_class_in_every_epoch_and_others_never(drawn):
     [({"names": ["a", "b"]}, "classes a, b"), ({"images": torch.zeros(5, 32, 32, dtype=torch.uint8)}, "32x32")],
 )
 def test_other_images_than_digits_are_refused(sample, changes, message):
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match=message):
-        add_drawings(replace(sample["train"], **changes), ARGUMENTS, seed=0)
+        check_drawable(replace(sample["train"], **changes))
 
 
 def test_a_stream_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--streaming"):
         train(*arguments(tmp_path / "run", "--num_outliers=5", "--streaming"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_drawings_records_them_and_ends_with_other_weights(tmp_path, capsys):
@@ -131,7 +139,7 @@ def test_a_run_with_drawings_records_them_and_ends_with_other_weights(tmp_path, 
     assert results["train_samples"] == 500
     assert "40 drawn digits and 60 outliers" in capsys.readouterr().out
     run = json.loads((tmp_path / "drawn" / "run.json").read_text())
-    assert run["augmentation"]["num_outliers"] == 60 and run["data"]["train"] == 500
+    assert run["augmentation"]["num_outliers"] == 60 and run["data"]["train"] == 400
     assert "60 are drawings of no digit" in " ".join((tmp_path / "drawn" / "README.md").read_text().split())
     plain, with_drawings = weights(tmp_path / "plain"), weights(tmp_path / "drawn")
     assert any(not torch.equal(plain[name], with_drawings[name]) for name in plain)

@@ -19,7 +19,8 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 
 from .configuration_vit_mnist import refuse_misspelled
-from .framing_vit_mnist import Framing, deskew, frame_digit
+from .deskewing_vit_mnist import deskew
+from .framing_vit_mnist import Framing, frame_digit
 from .grayscale_vit_mnist import channel_axis, frame_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)

@@ -20,6 +20,7 @@ from ..deskewing_vit_mnist import deskew
 from ..framing_vit_mnist import crop, frame_digit, place
 from .augmentation import NO_DIGIT, AugmentationArguments
 from .images import ImageDataset
+from .streaming import ImageStream
 
 CANVAS = 96  # pixels
 DRAWN = ("--num_photographs", "--num_drawn_digits", "--num_outliers")
@@ -53,20 +54,21 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def add_drawings(train: ImageDataset, args: AugmentationArguments, seed: int) -> ImageDataset:
-    """The training images, followed by those that `args` asks for, drawn from `seed` alone. Takes 3 ms an image.
-
-    Raises:
-        UsageError: the images are no digits in MNIST's frame, or a stream.
-    """
+def check_drawable(train: ImageDataset | ImageStream) -> None:
+    """Raise [`UsageError`] unless the images are in memory and digits of 28x28 pixels."""
     if not isinstance(train, ImageDataset):
-        raise UsageError(f"A stream cannot be joined with drawings: leave out --streaming or {', '.join(DRAWN)}.")
-    images = train.images.numpy()
-    if images.shape[1:] != (28, 28) or not set(train.names) <= DIGITS.keys():
+        raise UsageError(f"Nothing can be added to a stream: leave out --streaming or {', '.join(DRAWN)}.")
+    height, width = train.images.shape[1:]
+    if (height, width) != (28, 28) or not set(train.names) <= DIGITS.keys():
         raise UsageError(
             f"{', '.join(DRAWN)} are for digits of 28x28 pixels, got classes {', '.join(train.names[:12])} of "
-            f"{images.shape[2]}x{images.shape[1]}: leave them out."
+            f"{height}x{width}: leave them out."
         )
+
+
+def add_drawings(train: ImageDataset, args: AugmentationArguments, seed: int) -> ImageDataset:
+    """The training images, followed by those that `args` asks for, drawn from `seed` alone. Takes 3 ms an image."""
+    images = train.images.numpy()
     generator = np.random.default_rng((seed, 1))
     chosen = generator.integers(len(images), size=args.num_photographs)
     classes = np.arange(args.num_drawn_digits) % len(train.names)

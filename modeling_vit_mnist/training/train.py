@@ -25,7 +25,7 @@ from ..cli.files import locked
 from ..configuration_vit_mnist import VitMnistConfig
 from ..data.arguments import DEFAULT_DATASET, DataArguments
 from ..data.augmentation import AugmentationArguments
-from ..data.drawings import add_drawings
+from ..data.drawings import add_drawings, check_drawable
 from ..data.images import ImageDataset
 from ..data.sources import SAMPLE
 from ..data.splits import load_images, stream_images
@@ -73,8 +73,10 @@ def _train(
     is_main = args.process_index == 0
     set_seed(args.seed)
     with args.main_process_first(desc="dataset"):
-        datasets = load_data(model_args, data_args, args)
+        datasets: dict[str, Any] = load_data(model_args, data_args, args)
     count_epochs(args, len(datasets["train"]))  # raises if an epoch has no batch
+    if augmentation.draws:
+        check_drawable(datasets["train"])
     if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
         raise UsageError(
             "Refusing to push: this run uses the bundled 5,000-image sample. Pass --dataset_name for all of MNIST, or "
@@ -89,8 +91,6 @@ def _train(
         )
     if model_args.whiten_patches and not model_args.model_name_or_path:
         whiten_patch_embed(model, datasets["train"])
-    if augmentation.draws:
-        datasets["train"] = add_drawings(datasets["train"], augmentation, args.seed)
     run = describe_run(model, model_args, data_args, augmentation, args, datasets)
     with args.main_process_first(desc="output folder"):
         checkpoint = prepare_output_dir(folder, run, args)
@@ -101,12 +101,14 @@ def _train(
             print_results(results)
             push_finished(args)
         return results
+    if augmentation.draws:
+        datasets["train"] = add_drawings(datasets["train"], augmentation, args.seed)
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
         print(f"Data: {sizes} images of {datasets['train'].source}")
         if augmentation.draws:
             print(
-                f"Of these train images, made by code: {augmentation.num_photographs:,} photographs, "
+                f"Added to the train images: {augmentation.num_photographs:,} photographs, "
                 f"{augmentation.num_drawn_digits:,} drawn digits and {augmentation.num_outliers:,} outliers"
             )
         print(f"Total parameters: {model.num_parameters():,}")
