@@ -4,13 +4,15 @@ Accuracy of checkpoints on a folder of digits as people draw, scan and photograp
     python benchmarks/handwriting.py FOLDER
     python benchmarks/handwriting.py FOLDER --model vit-mnist-tiny --picture failures.png --json results.json
 
-Prints a Markdown table for each model. `index.csv` in the folder has the columns file and label and, if known, kind
-and source. Without it, labels are the names of the folders that hold the images or, where these are no classes of the
-model, the first characters of the files' names. The label "-" stands for an image without a digit.
+Prints for each model a Markdown table, its reliability (accuracy by probability of the answer), and how many answers
+the checkpoint's digit_score_threshold rejects. `index.csv` in the folder has the columns file and label and, if known,
+kind and source. Without it, labels are the names of the folders that hold the images or, where these are no classes of
+the model, the first characters of the files' names. The label "-" stands for an image without a digit.
 """
 
 import argparse
 import csv
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modeling_vit_mnist import digit_score
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError, printable, run_script
 from modeling_vit_mnist.cli.files import replacing
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = [str(ROOT / name) for name in ("vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small")]
 NONE = "-"  # no digit, as a label and as an answer
 SURE = 0.9
+LEVELS = (0, 0.5, 0.7, SURE, 0.99, 1)  # of probability, between which reliability is measured
 MAX_DRAWN = 40  # failures of one model in the picture
 
 
@@ -99,10 +103,23 @@ def measure(labels: np.ndarray, answers: np.ndarray, probabilities: np.ndarray) 
     }
 
 
+def reliability(is_correct: np.ndarray, probabilities: np.ndarray) -> list[dict]:
+    """Number, mean probability and accuracy of the answers between two [`LEVELS`], the higher one included. Both
+    arguments have the shape `(n,)`."""
+    rows, probabilities = [], np.minimum(probabilities, 1)  # a softmax in float32 can round up
+    for above, up_to in itertools.pairwise(LEVELS):
+        chosen = (probabilities > above) & (probabilities <= up_to)
+        if chosen.any():
+            means = {"probability": float(probabilities[chosen].mean()), "accuracy": float(is_correct[chosen].mean())}
+            rows.append({"above": above, "up_to": up_to, "n": int(chosen.sum()), **means})
+    return rows
+
+
 def evaluate(model, processor, samples: list[Sample], images: torch.Tensor) -> dict:
     """What the tables print, and the answer to each image."""
     names = class_names(model)
-    probabilities = predict(model, processor, images, describe=lambda row: str(samples[row].file)).numpy()
+    logits = predict(model, processor, images, describe=lambda row: str(samples[row].file))
+    probabilities, scores = logits.softmax(-1).numpy(), digit_score(logits).numpy()
     is_answered = (images.flatten(1).amax(1) > images.flatten(1).amin(1)).numpy()  # without a digit, frames are black
     labels = np.array([sample.label for sample in samples])
     answers = np.where(is_answered, np.array(names)[probabilities.argmax(1)], NONE)
@@ -117,12 +134,23 @@ def evaluate(model, processor, samples: list[Sample], images: torch.Tensor) -> d
     numbers = np.array([names.index(label) if label in names else -1 for label in labels])
     error = expected_calibration_error(probabilities[is_answered], numbers[is_answered]) if is_answered.any() else None
     result["overall"]["expected_calibration_error"] = error
+    is_correct = labels == answers
+    result["reliability"] = reliability(is_correct[is_answered], sureness[is_answered])
+    threshold = model.config.digit_score_threshold
+    if threshold is not None:
+        parts = {"wrong": is_answered & ~is_correct, "correct": is_answered & is_correct}
+        counts = {
+            name: {"n": int(part.sum()), "rejected": int((part & (scores < threshold)).sum())}
+            for name, part in parts.items()
+        }
+        result["rejected"] = {"threshold": threshold} | counts
     result["answers"] = [
         {
             "file": str(sample.file), "label": sample.label, "prediction": str(answer),
             "probability": float(sure) if answer != NONE else None,
+            "digit_score": float(score) if answer != NONE else None,
         }
-        for sample, answer, sure in zip(samples, answers, sureness, strict=True)
+        for sample, answer, sure, score in zip(samples, answers, sureness, scores, strict=True)
     ]  # fmt: skip
     return result
 
@@ -137,6 +165,14 @@ def print_table(result: dict) -> None:
         error = row.get("expected_calibration_error")
         cells = [name.replace("|", "\\|"), f"{row['n']:,}", *shares, "" if error is None else f"{100 * error:.1f}"]
         print(printable(f"| {' | '.join(cells)} |"))
+    print("\n| probability of the answer, % | n | mean, % | accuracy, % |\n|---|---|---|---|")
+    for row in result["reliability"]:
+        cells = [f"{100 * row['above']:g} to {100 * row['up_to']:g}", f"{row['n']:,}"]
+        cells += [f"{100 * row[name]:.1f}" for name in ("probability", "accuracy")]
+        print(f"| {' | '.join(cells)} |")
+    if rejected := result.get("rejected"):
+        shares = [f"{rejected[name]['rejected']:,} of {rejected[name]['n']:,} {name}" for name in ("wrong", "correct")]
+        print(f"\nThe digit_score_threshold {rejected['threshold']:g} rejects {' and '.join(shares)} answers.")
 
 
 def failures(result: dict, images: torch.Tensor) -> list[tuple]:

@@ -236,6 +236,32 @@ def test_handwriting_counts_wrong_and_sure_answers():
     assert measured == {"n": 5, "accuracy": 3 / 5, "wrong_and_sure": 1 / 5, "no_digit": 1 / 5}
 
 
+def test_handwriting_measures_reliability_and_what_the_threshold_rejects(handwriting, tmp_path):
+    write, measure, _ = handwriting
+    write(lambda number, label: f"{(label + (number < 3)) % 10}_{number:02}.png")  # three labels are wrong
+    model, processor = load_checkpoint(TINY)
+    model.config.digit_score_threshold = 8.0
+    save_checkpoint(tmp_path / "model", model, processor, card="", records={})
+    out, (result,) = measure("--model", tmp_path / "model")
+    for name, is_correct in (("wrong", False), ("correct", True)):
+        scores = [row["digit_score"] for row in result["answers"] if (row["label"] == row["prediction"]) == is_correct]
+        assert result["rejected"][name] == {"n": len(scores), "rejected": sum(score < 8 for score in scores)}
+    wrong, correct = (result["rejected"][name] for name in ("wrong", "correct"))
+    assert wrong["n"] >= 3 and wrong["n"] + correct["n"] == 12 and 0 < correct["rejected"] < correct["n"]
+    says = [f"{count['rejected']} of {count['n']}" for count in (wrong, correct)]
+    assert f"The digit_score_threshold 8 rejects {says[0]} wrong and {says[1]} correct answers." in out
+    assert sum(row["n"] for row in result["reliability"]) == 12
+
+
+def test_handwriting_compares_probability_and_accuracy():
+    module = importlib.import_module("handwriting")
+    is_correct = np.array([True, False, True, True, False])
+    rows = module.reliability(is_correct, np.array([0.4, 0.95, 0.99, 0.995, 0.91]))
+    assert [(row["above"], row["up_to"], row["n"]) for row in rows] == [(0, 0.5, 1), (0.9, 0.99, 3), (0.99, 1, 1)]
+    assert [row["accuracy"] for row in rows] == pytest.approx([1, 1 / 3, 1])
+    assert [row["probability"] for row in rows] == pytest.approx([0.4, 0.95, 0.995])
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

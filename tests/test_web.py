@@ -15,6 +15,7 @@ import PIL.ImageDraw
 import pytest
 import torch
 
+from modeling_vit_mnist import digit_score
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.deskewing_vit_mnist import deskew
 from modeling_vit_mnist.framing_vit_mnist import frame_digit
@@ -58,6 +59,7 @@ console.log(JSON.stringify(images.map((pixels) => vit.forward(pixels))));
     for index, result in enumerate(results):
         np.testing.assert_allclose(result["logits"], expected.logits[index], atol=1e-3, rtol=1e-4)
         np.testing.assert_allclose(result["probabilities"], expected.logits[index].softmax(-1), atol=1e-4)
+        np.testing.assert_allclose(result["digitScore"], digit_score(expected.logits[index]), atol=1e-3, rtol=1e-4)
         for layer, maps in zip(expected.attentions, result["attentions"], strict=True):
             np.testing.assert_allclose(maps, layer[index], atol=1e-4)
 
@@ -218,7 +220,7 @@ class Page:
         self.driver.get(self.address)
         self.find(f"input[value={checkpoint}]").click()
         self.wait(
-            lambda: len(self.find_all("#attention canvas")) == {"tiny": 1 + 2 * 2, "small": 1 + 3 * 4}[checkpoint]
+            lambda: len(self.find_all("#attention canvas")) == (1 + 3 * 4 if checkpoint == "small" else 1 + 2 * 2)
         )
         return self
 
@@ -280,18 +282,25 @@ class Page:
 
 @pytest.fixture(scope="module")
 def server():
-    """Serves the repository as `python -m http.server` does, without paths that contain `server.missing`."""
+    """Serves the repository as `python -m http.server` does, without paths that contain `server.missing`, and with
+    `server.config` in place of the config.json of each checkpoint."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
+        def do_GET(self):
+            del self.headers["If-Modified-Since"]  # in whole seconds, in which a test can replace a file twice
+            super().do_GET()
+
         def translate_path(self, path):
-            gone = server.missing is not None and server.missing in path
-            return "/nowhere" if gone else super().translate_path(path)
+            if server.missing is not None and server.missing in path:
+                return "/nowhere"
+            is_replaced = server.config is not None and path.endswith("/config.json")
+            return str(server.config) if is_replaced else super().translate_path(path)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=ROOT))
-    server.missing = None
+    server.missing = server.config = None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -331,7 +340,7 @@ def page(chromium):
     assert chromium.driver.get_log("browser") == []
 
 
-@pytest.mark.parametrize("checkpoint", ["tiny", "small"])
+@pytest.mark.parametrize("checkpoint", ["tiny", "best", "small"])
 def test_drawn_digits_are_recognized(page, checkpoint, request):
     """With the probabilities that the package computes for the same drawing."""
     model, processor = load_checkpoint(ROOT / f"vit-mnist-{checkpoint}")
@@ -339,11 +348,13 @@ def test_drawn_digits_are_recognized(page, checkpoint, request):
     for digit, strokes in DIGITS.items():
         page.find("#clear").click()
         page.draw(strokes)
-        assert page.prediction == digit
         with torch.no_grad():
             logits = model.eval()(**processor(page.drawing, do_frame=True, return_tensors="pt")).logits[0]
+        threshold = model.config.digit_score_threshold
+        is_rejected = threshold is not None and digit_score(logits) < threshold
+        assert page.prediction == ("not a digit?" if is_rejected else digit) and logits.argmax() == int(digit)
         np.testing.assert_allclose(page.probabilities, logits.softmax(-1), atol=6e-4)  # rounded to 0.1 %
-    if checkpoint == "tiny" and request.config.getoption("--screenshot"):
+    if checkpoint == "small" and request.config.getoption("--screenshot"):
         page.find("#clear").click()
         page.draw(DIGITS["2"])
         page.driver.save_screenshot(request.config.getoption("--screenshot"))
@@ -371,6 +382,41 @@ def test_no_digit_and_more_than_one_are_said(page):
     page.find("#clear").click()
     page.draw(DIGITS["7"])
     assert (page.prediction, note.text) == ("7", "")
+
+
+def test_what_is_probably_no_digit_is_not_read(page, server, tmp_path, monkeypatch):
+    """By the threshold in the config. The bars stay, and nothing moves. Without a threshold, everything is read."""
+    record = json.loads((ROOT / "vit-mnist-small" / "config.json").read_text())
+    model, processor = load_checkpoint(ROOT / "vit-mnist-small")
+    scribble = [[(60, 60), (220, 80), (60, 140), (220, 160), (70, 220), (150, 40), (140, 240)]]
+    monkeypatch.setattr(server, "config", tmp_path / "config.json")
+    shown = {}
+    for threshold in (1e9, None):
+        server.config.write_text(json.dumps(record | {"digit_score_threshold": threshold}))
+        page.open(checkpoint="small")
+        before = [page.find(name).rect for name in ("#pad", "#clear", "fieldset")]
+        page.draw(scribble)
+        shown[threshold] = page.prediction, page.probabilities, len(page.find_all("#probabilities .best"))
+        assert [page.find(name).rect for name in ("#pad", "#clear", "fieldset")] == before
+        page.find("#clear").click()
+        page.settle()
+        assert page.prediction == "–"
+    with torch.no_grad():
+        page.draw(scribble)
+        logits = model.eval()(**processor(page.drawing, do_frame=True, return_tensors="pt")).logits[0]
+    score = digit_score(logits).item()
+    assert shown[1e9] == ("not a digit?", shown[None][1], 0) and shown[None][0] == str(logits.argmax().item())
+    for threshold, is_read in ((score - 0.01, True), (score + 0.01, False)):
+        server.config.write_text(json.dumps(record | {"digit_score_threshold": threshold}))
+        page.open(checkpoint="small")
+        page.draw(scribble)
+        assert page.prediction == (shown[None][0] if is_read else "not a digit?")
+
+
+def test_the_page_starts_with_the_network_that_reads_photographs_best(page):
+    page.driver.get(page.address)
+    page.wait(lambda: len(page.find_all("#attention canvas")) == 1 + 3 * 4)
+    assert page.find("input[name=checkpoint]:checked").get_attribute("value") == "small"
 
 
 def test_attention_follows_the_drawing(page):
@@ -418,7 +464,7 @@ def test_keyboard(page):
     assert page.prediction == "–" and page.drawing.max() == 0
     press(Keys.TAB)
     press(Keys.TAB)
-    press(Keys.ARROW_DOWN)
+    press(Keys.ARROW_DOWN * 2)
     page.wait(lambda: len(page.maps) == 1 + 3 * 4)
 
 

@@ -4,7 +4,11 @@ import { deskew, frameDigit, normalize } from "./frame.js";
 import { Vit, parseSafetensors } from "./vit.js";
 
 // The checkpoint folders of the repository.
-const CHECKPOINTS = { tiny: "../../vit-mnist-tiny", small: "../../vit-mnist-small" };
+const CHECKPOINTS = {
+  tiny: "../../vit-mnist-tiny",
+  best: "../../vit-mnist-best",
+  small: "../../vit-mnist-small",
+};
 const STROKE = 22; // of the pad's 280 pixels, about the thickness of MNIST's strokes
 const STEP = 10; // pixels per press of an arrow key
 
@@ -111,8 +115,10 @@ function show() {
   const note = problem ?? (hasOthers ? "more than one digit: the largest is read" : "");
   say("note", isDrawn ? note : "");
 
-  const best = result ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
-  say("prediction", result ? vit.labels[best] : "–");
+  const isRejected = result !== null && result.digitScore < vit.threshold;
+  const best = result && !isRejected ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
+  find("reading").classList.toggle("rejected", isRejected);
+  say("prediction", isRejected ? "not a digit?" : (vit.labels[best] ?? "–"));
   [...find("probabilities").children].forEach((row, i) => {
     row.classList.toggle("best", i === best);
     row.querySelector(".bar div").style.width = result ? `${100 * result.probabilities[i]}%` : "0";

@@ -32,6 +32,13 @@ export function softmax(scores) {
   return powers.map((power) => power / total);
 }
 
+/** How much an image looks like one of the classes: modeling_vit_mnist.py's `digit_score`. */
+export function digitScore(logits) {
+  const top = Math.max(...logits);
+  const logTotal = top + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - top), 0));
+  return logTotal - logits.reduce((sum, logit) => sum + logit, 0) / logits.length - Math.log(logits.length);
+}
+
 export class Vit {
   constructor(config, tensors) {
     if (config.hidden_act && config.hidden_act !== "gelu") throw new Error(`No activation ${config.hidden_act} here.`);
@@ -41,6 +48,7 @@ export class Vit {
     this.layers = config.num_hidden_layers ?? 2;
     this.eps = config.layer_norm_eps ?? 1e-6;
     this.labels = Object.values(config.id2label);
+    this.threshold = config.digit_score_threshold ?? -Infinity; // a lower score is probably of no digit
     this.tensors = tensors;
   }
 
@@ -114,7 +122,7 @@ export class Vit {
     return [this.linear(attended, `${name}.proj`), maps];
   }
 
-  /** From size * size normalized pixels to {logits, probabilities, attentions[layer][head][from][to]}. */
+  /** From size * size normalized pixels to {logits, probabilities, digitScore, attentions[layer][head][from][to]}. */
   forward(pixels) {
     const add = (rows, others) => rows.map((row, r) => row.map((x, i) => x + others[r][i]));
     const positions = this.data("vit.pos_embed");
@@ -130,7 +138,7 @@ export class Vit {
       tokens = add(tokens, this.linear(hidden.map((row) => row.map(gelu)), `${block}.mlp.fc2`));
     }
     const [logits] = this.linear(this.norm(tokens.slice(0, 1), "vit.norm"), "head");
-    return { logits, probabilities: softmax(logits), attentions };
+    return { logits, probabilities: softmax(logits), digitScore: digitScore(logits), attentions };
   }
 
   /** The convolution with stride = kernel size is a linear map of each flattened patch. */
