@@ -37,9 +37,18 @@ NATURAL = NARROW | {
     "fisher_update_interval": 200, "fisher_batch_size": 2048, "warmup_steps": 215, "eval_strategy": "epoch",
     "save_strategy": "epoch",
 }  # fmt: skip
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128,
+    "initializer_range": 0.2, "whiten_patches": False, "max_translate": 2, "max_rotation": 12,
+    "max_scale_jitter": 0.12, "max_shear": 8, "elastic_std": 1, "augment_until": 0.92,
+    "optim": "adamw_torch_fused", "learning_rate": 0.003, "adam_beta2": 0.99, "weight_decay": 0.05,
+    "warmup_steps": 0.1, "num_train_epochs": 100, "per_device_train_batch_size": 128, "bf16": True,
+    "metric_for_best_model": "loss", "greater_is_better": False, "eval_strategy": "epoch",
+}  # fmt: skip
+DRAWN = {"do_deskew": True, "num_photographs": 20_000, "num_drawn_digits": 7_000, "num_outliers": 10_000}
 RECIPES = {
-    "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80},
-    "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200},
+    "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80, "do_deskew": None},
+    "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200, "do_deskew": True},
     "fast": NATURAL | {
         "max_translate": 0.7, "max_rotation": 5, "max_scale_jitter": 0.05, "max_shear": 4, "augment_until": 0.8,
         "num_train_epochs": 20, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 0.1,
@@ -49,14 +58,8 @@ RECIPES = {
         "optim": "adam", "learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.99, "warmup_steps": 0.15,
         "num_train_epochs": 105, "eval_strategy": "epoch", "max_translate": 0, "max_rotation": 0, "max_shear": 0,
     },
-    "small": {
-        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 88,
-        "initializer_range": 0.2, "whiten_patches": False, "max_translate": 2, "max_rotation": 12,
-        "max_scale_jitter": 0.12, "max_shear": 8, "elastic_std": 1, "augment_until": 0.92,
-        "optim": "adamw_torch_fused", "learning_rate": 0.003, "adam_beta2": 0.99, "weight_decay": 0.05,
-        "warmup_steps": 0.1, "num_train_epochs": 200, "per_device_train_batch_size": 128, "bf16": True,
-        "metric_for_best_model": "loss", "greater_is_better": False, "eval_strategy": "epoch",
-    },
+    "small": SMALL | DRAWN,
+    "images": SMALL | dict.fromkeys(DRAWN, 0) | {"do_deskew": False, "do_frame": False},
 }  # fmt: skip
 
 
@@ -79,10 +82,10 @@ def write(tmp_path):
 def test_values_of_recipes(name):
     model_args, _, augmentation, args = parse_arguments(["--recipe", str(CONFIGS / f"{name}.yaml")])
     model = build_model(model_args, [str(digit) for digit in range(10)])
-    assert model.num_parameters() == (58_402 if name == "small" else 1850)
+    assert model.num_parameters() == (105_546 if name in ("small", "images") else 1850)
     values = vars(model_args) | vars(augmentation) | vars(args)
     values |= {name: value for name, value in vars(model.config).items() if name in values}
-    expected = SHARED | RECIPES[name] | {"output_dir": f"outputs/vit-mnist-{name}"}
+    expected = SHARED | RECIPES[name] | {"output_dir": f"outputs/vit-{'' if name == 'images' else 'mnist-'}{name}"}
     assert {key: values[key] for key in expected} == expected
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(RECIPES)
 
@@ -176,7 +179,7 @@ def test_old_names_are_answered_with_the_new_ones(old, new, write):
     [
         ([], {"learning_rate": "0.05", "hidden_size": "8", "max_rotation": "8", "optim": "natural_gradient"}),
         (["--recipe=configs/adam.yaml"], {"learning_rate": "0.02", "whiten_patches": "True", "max_rotation": "0.0"}),
-        (["--recipe=configs/small.yaml"], {"learning_rate": "0.003", "hidden_size": "48", "seed": "0"}),
+        (["--recipe=configs/small.yaml"], {"learning_rate": "0.003", "hidden_size": "64", "seed": "0"}),
     ],
 )
 def test_help_is_short_and_shows_the_recipes_values(argv, shown, run_script):
