@@ -304,8 +304,8 @@ def test_a_digit_is_deskewed_as_scipy_transforms_it(digits, side):
         (rows, both), (_, columns) = np.cov(*np.indices(image.shape).reshape(2, -1), aweights=mass.ravel(), ddof=0)
         slant = np.clip(both / rows, -1.2, 1.2)
         height, width = rows**0.5, max(columns - 2 * slant * both + slant**2 * rows, 0.3 * unit**2) ** 0.5
-        new_height = 5.6 * unit
-        new_width = np.clip((width * new_height / height * 3.9 * unit) ** 0.5, 1.2 * unit, 4.4 * unit)
+        new_height = 7.4 * unit
+        new_width = np.clip((width * new_height / height * 5.4 * unit) ** 0.5, 1.6 * unit, 6 * unit)
         matrix = np.array([[height / new_height, 0], [slant * height / new_height, width / new_width]])
         offset = center - matrix @ [middle, middle]
         expected = ndimage.affine_transform(image.astype(float), matrix, offset, order=1, mode="grid-constant")

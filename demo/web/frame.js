@@ -467,9 +467,9 @@ function whyNoDigit(digit, contrast, relativeWidth) {
 
 // What `deskew` brings an image of 28x28 to, in pixels; named and explained as in Python.
 const MOST_SLANT = 1.2;
-const ROW_DEVIATION = 5.6;
-const COLUMN_DEVIATION = 3.9;
-const COLUMN_DEVIATIONS = [1.2, 4.4];
+const ROW_DEVIATION = 7.4;
+const COLUMN_DEVIATION = 5.4;
+const COLUMN_DEVIATIONS = [1.6, 6.0];
 const LEAST_VARIANCE = 0.3;
 
 /** The digit upright and of one size by its second moments: the 784 bytes of a frame, from those of another. */
