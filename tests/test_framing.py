@@ -314,11 +314,11 @@ def test_a_digit_is_deskewed_as_scipy_transforms_it(digits, side):
 
 
 def test_a_slanted_digit_becomes_its_upright_original(digits):
-    for digit in digits:
-        upright = deskew(digit)
+    upright = [deskew(digit) for digit in digits]
+    for digit, expected in zip(digits, upright, strict=True):
+        others = [distance(other, expected) for other in upright if other is not expected]
         for slant in (-0.4, 0.3):
-            sheared = shear(digit, slant)
-            assert distance(deskew(sheared), upright) < 0.55 * distance(sheared, digit)
+            assert distance(deskew(shear(digit, slant)), expected) < 0.7 * min(others)
 
 
 def moments(image: np.ndarray) -> np.ndarray:
@@ -327,10 +327,11 @@ def moments(image: np.ndarray) -> np.ndarray:
 
 
 def test_a_deskewed_digit_has_its_moments(digits):
-    """Rows and columns are uncorrelated, rows deviate by 5.6 pixels, the center of mass is in the middle."""
+    """Rows and columns are uncorrelated, rows deviate by 7.4 pixels, the center of mass is in the middle."""
     for digit in np.delete(digits, 3, axis=0):  # a 1 with specks far away, which leave the image
         (rows, both), (_, columns) = moments(deskew(digit))
-        assert abs(both) < 0.3 and rows**0.5 == pytest.approx(5.6, abs=0.15) and columns**0.5 < 4.5
+        assert abs(both) < 0.06 * (rows * columns) ** 0.5
+        assert rows**0.5 == pytest.approx(7.4, abs=0.15) and columns**0.5 < 6.1
         assert framing.center_of_mass(deskew(digit)) == pytest.approx((13.5, 13.5), abs=0.2)
 
 
@@ -348,7 +349,7 @@ def test_what_has_no_shape_is_deskewed_without_a_division_by_zero():
         assert deskewed.any() and deskewed.max() <= image.max()
         assert framing.center_of_mass(deskewed) == pytest.approx((13.5, 13.5), abs=0.1)
     (rows, _), (_, columns) = moments(deskew(diagonal))
-    assert columns < 3 and rows == pytest.approx(5.6**2, rel=0.1)
+    assert columns < 6 and rows == pytest.approx(7.4**2, rel=0.1)
     assert deskew(np.eye(2, dtype=np.uint8)).shape == (2, 2) and deskew(np.ones((1, 1), np.uint8)).shape == (1, 1)
     with pytest.raises(ValueError, match=r"Only square images can be deskewed, got one of shape \(28, 20\)"):
         deskew(np.zeros((28, 20), np.uint8))
