@@ -485,3 +485,15 @@ def test_images_that_are_no_digits_are_trained_on_as_they_are(tmp_path):
         model_args, data_args, _, args = arguments(tmp_path / "run", *flags)
         seen[choice] = module.load_data(model_args, data_args, args)["test"].images.float().mean((1, 2))
     assert not seen["yes"].any() and (seen["no"] > 50).all()
+
+
+@pytest.mark.parametrize("names, is_said", [([str(digit) for digit in range(10)], True), (["cat", "dog"], False)])
+def test_framing_is_suggested_for_folders_of_digits(tmp_path, caplog, names, is_said):
+    for split in ("train", "test"):
+        for name in names:
+            (tmp_path / "own" / split / name).mkdir(parents=True)
+            for index in range(3):
+                PIL.Image.new("L", (30, 30), 100 + index).save(tmp_path / "own" / split / name / f"{index}.png")
+    model_args, data_args, _, args = arguments(tmp_path / "run", f"--dataset_name={tmp_path / 'own'}")
+    module.load_data(model_args, data_args, args)
+    assert ("pass --do_frame yes" in caplog.text) is is_said

@@ -162,6 +162,11 @@ def load_data(
     is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
     if model_args.do_frame is None and not model_args.model_name_or_path:
         processor.do_frame = is_mnist and processor.size["height"] == VitMnistConfig.image_size
+        if not is_mnist and set(datasets["train"].names) == set(map(str, range(10))):
+            logger.warning(
+                "The images are resized, not framed. If they are drawings, scans or photographs of digits, pass "
+                "--do_frame yes."
+            )
     elif processor.do_frame and not is_mnist:
         in_memory = [split.images for split in datasets.values() if isinstance(split, ImageDataset)]
         black = sum(int((images.flatten(1).amax(1) == 0).sum()) for images in in_memory)
