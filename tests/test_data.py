@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import io
 import re
 import shutil
@@ -18,6 +19,7 @@ import torch
 from modeling_vit_mnist import VitMnistImageProcessor
 from modeling_vit_mnist.cli.errors import UsageError
 from modeling_vit_mnist.data import images as images_module
+from modeling_vit_mnist.data import splits as splits_module
 from modeling_vit_mnist.data.arguments import DATASET_VARIABLE, DataArguments
 from modeling_vit_mnist.data.sources import load_raw
 from modeling_vit_mnist.data.splits import fingerprint, load_images, stream_images
@@ -322,6 +324,18 @@ def test_full_mnist_is_recognized_in_a_folder(mnist):
     assert {split.source for split in digits.values()} == {"ylecun/mnist"}
     assert [len(digits[name]) for name in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
     assert digits["test"].labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+@pytest.mark.parametrize("do_deskew", [False, True])
+def test_mnist_is_recognized_before_it_is_deskewed(few, tmp_path, monkeypatch, do_deskew):
+    write_idx(tmp_path, few)
+    plain = load(tmp_path)
+    file = (tmp_path / "t10k-images-idx3-ubyte").read_bytes()
+    monkeypatch.setattr(splits_module, "MNIST_MD5", {"test": hashlib.md5(file).hexdigest()})
+    processor = VitMnistImageProcessor(do_deskew=do_deskew)
+    test = load_images(DataArguments(dataset_name=str(tmp_path)), processor, ["test"])["test"]
+    assert test.source == "ylecun/mnist" and test.processor is processor
+    assert torch.equal(test.images, plain["test"].images) is not do_deskew
 
 
 def test_sample_is_balanced_and_named(sample):

@@ -1,5 +1,6 @@
 """Splits of a dataset: in memory, or as streams."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from ..cli.errors import UsageError
+from ..deskewing_vit_mnist import deskew
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DEFAULT_DATASET, DataArguments
 from .folders import SPLITS
@@ -43,10 +45,17 @@ def load_images(
     if args.streaming:
         raise UsageError("--streaming works in training and inference only.")
     splits = list(splits)
-    streams, names, held_out = open_splits(args, processor, splits)
+    plain = copy.copy(processor)
+    plain.do_deskew = False  # MNIST is recognized first
+    streams, names, held_out = open_splits(args, plain, splits)
     wanted = {*splits, *(["train"] if held_out else [])}
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
     _recognize_mnist(loaded)
+    for name, dataset in loaded.items():
+        images = dataset.images
+        if processor.do_deskew:
+            images = torch.from_numpy(np.stack([deskew(image) for image in images.numpy()]))
+        loaded[name] = replace(dataset, images=images, processor=processor)
 
     # Always in this order, so that a split does not depend on which others are loaded.
     if "test" in held_out:
