@@ -42,10 +42,10 @@ SMALL = {
     "initializer_range": 0.2, "whiten_patches": False, "max_translate": 2, "max_rotation": 12,
     "max_scale_jitter": 0.12, "max_shear": 8, "elastic_std": 1, "augment_until": 0.92,
     "optim": "adamw_torch_fused", "learning_rate": 0.003, "adam_beta2": 0.99, "weight_decay": 0.05,
-    "warmup_steps": 0.1, "num_train_epochs": 120, "per_device_train_batch_size": 128, "bf16": True,
+    "warmup_steps": 0.1, "num_train_epochs": 100, "per_device_train_batch_size": 128, "bf16": True,
     "metric_for_best_model": "loss", "greater_is_better": False, "eval_strategy": "epoch",
 }  # fmt: skip
-DRAWN = {"do_deskew": True, "num_photographs": 10_000, "num_drawn_digits": 4_000, "num_outliers": 6_000}
+DRAWN = {"do_deskew": True, "num_photographs": 20_000, "num_drawn_digits": 7_000, "num_outliers": 10_000}
 RECIPES = {
     "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80, "do_deskew": None},
     "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200, "do_deskew": True},
