@@ -23,7 +23,7 @@ def commands() -> list[list[str]]:
 
 def test_python_snippets_run():
     """In fresh processes: with the package, and the `trust_remote_code` snippet without it."""
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
     with_package = "\n".join(snippet for snippet in SNIPPETS if "trust_remote_code" not in snippet)
     without = next(snippet for snippet in SNIPPETS if "trust_remote_code" in snippet)
     block = "import sys\nsys.modules['modeling_vit_mnist'] = None\n"
@@ -31,6 +31,7 @@ def test_python_snippets_run():
     for code, says in ((with_package, "[(1, 2, 17, 17), (1, 2, 17, 17)]"), (block + without + check, "'label'")):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0 and says in done.stdout, done.stderr
+        assert "trust_remote" in code or "tensor([False])" in done.stdout  # a letter is no digit
 
 
 def test_every_file_it_names_exists():
