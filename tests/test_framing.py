@@ -234,18 +234,6 @@ def test_sliding_extremes_equal_scipys(size):
     assert np.array_equal(framing.sliding_min(gray, size), ndimage.minimum_filter(gray, size, mode="nearest"))
 
 
-def test_otsus_threshold_maximizes_the_variance_between_classes():
-    generator = np.random.default_rng(0)
-    for share in (0.05, 0.3, 0.5):
-        low, high = generator.normal(60, 15, 3000), generator.normal(170, 25, int(3000 * share))
-        gray = np.clip(np.concatenate([low, high]), 0, 255).astype(np.uint8)
-        between = {}
-        for level in range(gray.min(), gray.max()):
-            below, above = gray[gray <= level].astype(float), gray[gray > level].astype(float)
-            between[level] = len(below) * len(above) * (below.mean() - above.mean()) ** 2
-        assert framing.otsu_threshold(gray) == max(between, key=between.__getitem__)
-
-
 @pytest.mark.parametrize("angle", [0, 30, 45, 90])
 def test_the_stroke_width_of_a_bar(angle):
     image = PIL.Image.new("L", (400, 400))

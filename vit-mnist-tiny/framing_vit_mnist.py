@@ -2,9 +2,10 @@
 and NumPy only. Travels with every checkpoint, so it imports nothing of this package.
 
 MNIST's digits are light on black, scaled into 20x20 pixels, with their center of mass at the center of 28x28 (LeCun et
-al., 1998, "Gradient-Based Learning Applied to Document Recognition"). All steps are in integers, so that the page in
-`demo/web/frame.js` computes the same."""
+al., 1998, "Gradient-Based Learning Applied to Document Recognition"). Images are of integers, and the rest is computed
+in the same order by the page in `demo/web/frame.js`, to the same pixels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ MNIST_BOX = 20 / 28
 WORKING_SIDE = 384  # pixels of the longer side of the image in which the digit is searched
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
-LEAST_CONTRAST = 16  # gray levels between paper and ink
+OTHER = 3  # plausibility of another digit in the picture
+LEVELS = (0.15, 0.75)  # thresholds of ink, in parts of the strongest: pale strokes, and none but the darkest
+LEAST_CONTRAST = 16  # between paper and ink, of 255
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Framing:
         ink (`np.ndarray` of shape `(rows, columns)`, uint8): Contrast of each pixel of the working image to its paper.
         digit (`np.ndarray` of shape `(rows, columns)`, bool): The pixels of `ink` that belong to the digit.
         stroke_width (`float`): In pixels of the frame, before it was changed.
-        has_others (`bool`): Whether there is more ink of the size of the digit: another digit, for example.
+        has_others (`bool`): Whether there is more that may be a digit.
     """
 
     image: np.ndarray
@@ -59,30 +62,25 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     working = resize(gray, gray.shape[0] / factor, gray.shape[1] / factor) if factor > 1 else gray
     if min(working.shape) < 3:
         return Framing(blank, f"an image of {gray.shape[1]}x{gray.shape[0]} pixels is too small")
-    dark = is_dark_on_light(working)
-    ink = measure_ink(working, dark)
-    found = Framing(blank, is_dark_on_light=dark, ink=ink)
-    strongest = int(np.partition(ink.ravel(), -20)[-20]) if ink.size > 20_000 else int(ink.max())
-    noise = int(np.percentile(ink, 30, method="lower"))  # most of an image is paper
-    if strongest < max(LEAST_CONTRAST, 3 * (noise + 1)):
-        found.problem = "the image is blank"
-        return found
-    threshold = max(min(otsu_threshold(ink), 0.35 * strongest), 0.15 * strongest, noise)
-    found.digit, found.has_others = find_digit(ink, ink > threshold)
-    top, bottom, left, right = bounds(found.digit)
+    candidates = [*find_candidates(working, True), *find_candidates(working, False)]
+    if not candidates:
+        return Framing(blank, "the image is blank")
+    score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
+    top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
     if crop_again and factor > 1.5 and length < WORKING_SIDE / 4:
         rows = slice(max(0, int((top - length) * factor)), int((bottom + length) * factor))
         columns = slice(max(0, int((left - length) * factor)), int((right + length) * factor))
         return frame_digit(gray[rows, columns], side, crop_again=False)
     box = round(side * MNIST_BOX)
-    contrast = int(np.percentile(ink[found.digit], 75, method="lower"))
-    mask = magnify(ink, found.digit, contrast, box * FINE)
-    width = stroke_width(mask)
-    found.stroke_width = box * width / max(mask.shape)
-    found.problem = _why_no_digit(found.digit, contrast, width / max(mask.shape))
+    mask = magnify(ink, digit, percentile(ink[digit], 75), box * FINE)
+    width = stroke_width(mask) / max(mask.shape)
+    found = Framing(blank, None, False, dark, ink, digit, box * width)
+    found.problem = _why_no_digit(digit, width, score)
     if found.problem is None:
         found.image = place(set_stroke_width(mask), side, box)
+        others = (part for score, _, its, part in candidates if score > OTHER and its is ink)
+        found.has_others = any(2 * max(crop(part).shape) >= length for part in others if not (part & digit).any())
     return found
 
 
@@ -118,15 +116,14 @@ def resize(gray: np.ndarray, height: float, width: float) -> np.ndarray:
 
 def sliding_max(gray: np.ndarray, size: int) -> np.ndarray:
     """The maximum in a square window of odd size around each pixel: a dilation. In log2(size) steps per axis."""
-    for axis in (0, 1):
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (size // 2, size // 2)
-        gray, covered = np.pad(gray, padding, mode="edge"), 1
+    for _ in range(2):  # along columns, then along rows
+        around = np.arange(-(size // 2), len(gray) + size // 2).clip(0, len(gray) - 1)
+        gray, covered = gray[around], 1
         while covered < size:
             step = min(covered, size - covered)
-            first, second = (slice(None, -step), slice(step, None))
-            gray = np.maximum(gray[first], gray[second]) if axis == 0 else np.maximum(gray[:, first], gray[:, second])
+            gray = np.maximum(gray[:-step], gray[step:])
             covered += step
+        gray = np.ascontiguousarray(gray.T)
     return gray
 
 
@@ -142,53 +139,65 @@ def blur(gray: np.ndarray) -> np.ndarray:
     return ((sums + 8) // 16).astype(np.uint8)
 
 
-def is_dark_on_light(gray: np.ndarray) -> bool:
-    """Whether the ink is darker than the paper. A window of the size of a stroke or a digit holds more paper than ink,
-    whatever the light, and the border shows paper."""
-    factor = max(1, max(gray.shape) / 128)
-    blurred = blur(resize(gray, gray.shape[0] / factor, gray.shape[1] / factor) if factor > 1 else gray)
-    votes = sum(_vote(blurred, int(share * max(blurred.shape)) | 1) for share in (0.15, 0.3))
-    low, high = int(blurred.min()), int(blurred.max())
-    border = np.concatenate([blurred[0], blurred[-1], blurred[1:-1, 0], blurred[1:-1, -1]])
-    return votes + (float(np.median(border)) - low) / max(high - low, 1) > 0.5
+def percentile(values: np.ndarray, percent: int) -> int:
+    rank = (values.size - 1) * percent // 100
+    return int(np.partition(values, rank)[rank])
 
 
-def _vote(gray: np.ndarray, size: int) -> float:
-    """From -1 to 1: whether pixels are nearer to the brightest or the darkest one in a window around them, weighted by
-    the contrast of the window. Edges of shadows have as many of the one as of the other."""
-    lowest, highest = (extreme(gray, size).astype(np.int32) for extreme in (sliding_min, sliding_max))
-    contrast = highest - lowest
-    weight = np.where(5 * contrast > 2 * contrast.max(), contrast, 0)
-    return float((weight * np.sign(2 * gray.astype(np.int32) - lowest - highest)).sum() / max(int(weight.sum()), 1))
+def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[tuple[float, bool, np.ndarray, np.ndarray]]:
+    """All that may be the digit, if the ink is darker than the paper, or lighter.
 
-
-def measure_ink(gray: np.ndarray, dark: bool) -> np.ndarray:
-    """The contrast of each pixel to its paper: what a closing adds, which fills whatever is narrower than its window
-    and keeps shadows, lamps and dark borders (a black top-hat; Serra, 1982, "Image Analysis and Mathematical
-    Morphology")."""
+    Ink is what a closing adds: it fills whatever is narrower than its window, and keeps lamps, tables and most of a
+    shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical Morphology"). In parts of the brightness of
+    the paper, ink is the same in shadows."""
     gray = gray if dark else 255 - gray
     if max(gray.shape) >= 64:
         gray = blur(gray)
     size = int(0.3 * max(gray.shape)) | 1
-    return sliding_min(sliding_max(gray, size), size) - gray
+    paper = sliding_min(sliding_max(gray, size), size)
+    added = (paper - gray).astype(np.int32) * 255
+    ink = (added // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
+    ordered = np.sort(ink, axis=None)
+    strongest = int(ordered[-20 if ink.size > 20_000 else -1])
+    noise = int(ordered[(ink.size - 1) * 3 // 10])  # most of an image is paper
+    for level in LEVELS if strongest >= LEAST_CONTRAST else ():
+        for digit in find_digits(ink, ink > max(level * strongest, noise)):
+            yield plausibility(gray, paper, ink, digit, max(LEVELS[0] * strongest, noise)), dark, ink, digit
 
 
-def otsu_threshold(gray: np.ndarray) -> int:
-    """The level that best separates two classes of pixels (Otsu, 1979)."""
-    histogram = np.bincount(gray.ravel(), minlength=256)
-    count, total = histogram.cumsum(), (histogram * np.arange(256)).cumsum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (total[-1] * count / count[-1] - total) ** 2 / (count * (count[-1] - count))
-    return int(np.nan_to_num(variance, nan=0, posinf=0).argmax())
+def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float) -> float:
+    """How much a mask is like a digit of dark ink, as log-odds: a logistic regression on photographs made of MNIST's
+    digits. Below 0, one of 300 is a digit."""
+    top, bottom, left, right = bounds(digit)
+    side, inside = max(bottom - top, right - left), ink[digit]
+    area = inside.size
+    box, near, wide = (
+        (slice(max(0, top - margin), bottom + margin), slice(max(0, left - margin), right + margin))
+        for margin in (0, side // 8, side // 2)
+    )
+    # It is dark, clean and of thin strokes, ...
+    contrast = percentile(inside, 75) / 255
+    clean = int(inside.sum(dtype=np.int64)) / int(ink[near][ink[near] > threshold].sum(dtype=np.int64))
+    width = stroke_width(digit[box]) / side
+    # ... little else around it is as dark: around the hole in a 0, for example, is paper, ...
+    middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
+    dark = (int((gray[wide] < middle).sum()) - area / 2) / (gray[wide].size - area / 2)
+    # ... and it does not touch the border of the image, unless it fills the image.
+    edge = 2 if max(gray.shape) >= 64 else 1
+    borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
+    contact = max(int(border.sum()) for border in borders) / side
+    part = 1 - digit[box].size / digit.size if contact else 0
+    score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
+    return float(score - 10 * dark - 5 * contact - 2.25 * part + 3.2)
 
 
-def find_digit(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The component of the mask with the most ink and the parts near it, as a mask; and whether there is as large a
-    component besides. Components at the border of the image count little: they are shadows, lines or a table."""
+def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
+    """The two components with the most ink, each with the parts near it, as masks. Components at the border of an
+    image count little: they are shadows, lines or a table."""
     height, width = ink.shape
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
-    count = int(part.max()) + 1
+    count = int(part.max(initial=-1)) + 1
     sums = np.concatenate([[0], ink.ravel().astype(np.int64).cumsum()])
     weight = np.zeros(count, np.int64)
     np.add.at(weight, part, sums[row * width + end] - sums[row * width + start])
@@ -202,24 +211,28 @@ def find_digit(ink: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool]:
     at_border = (top <= edge) | (left <= edge) | (bottom >= height - edge) | (right >= width - edge)
     size = np.maximum(bottom - top, right - left)
 
-    first = int(np.where(at_border, 3 * weight, 100 * weight).argmax())
-    chosen = np.arange(count) == first
-    box = [int(edges[first]) for edges in (top, bottom, left, right)]
-    while True:
-        side = max(box[1] - box[0], box[3] - box[2])
-        gap = np.max([box[0] - bottom, top - box[1], box[2] - right, left - box[3]], axis=0)
-        more = ~chosen & (at_border[first] | ~at_border) & (10 * gap <= 3 * side)
-        more &= (50 * weight >= weight[chosen].sum()) & (50 * size >= 3 * side)
-        if not more.any():
-            break
-        chosen |= more
-        box = [int(top[chosen].min()), int(bottom[chosen].max()), int(left[chosen].min()), int(right[chosen].max())]
-    others = ~chosen & ~at_border & (2 * size >= side) & (4 * weight >= weight[chosen].sum())
-    digit = np.zeros(mask.shape, bool)
-    belongs = chosen[part]
-    for line, first_column, last_column in zip(row[belongs], start[belongs], end[belongs], strict=True):
-        digit[line, first_column:last_column] = True
-    return digit, bool(others.any())
+    for first in np.argsort(np.where(at_border, -3 * weight, -100 * weight), kind="stable")[:2]:
+        chosen = np.arange(count) == first
+        box = [int(edges[first]) for edges in (top, bottom, left, right)]
+        while True:
+            side = max(box[1] - box[0], box[3] - box[2])
+            gap = np.max([box[0] - bottom, top - box[1], box[2] - right, left - box[3]], axis=0)
+            more = ~chosen & (at_border[first] | ~at_border) & (10 * gap <= 3 * side)
+            more &= (50 * weight >= weight[chosen].sum()) & (50 * size >= 3 * side)
+            if not more.any():
+                break
+            chosen |= more
+            box = [
+                int(top[chosen].min()),
+                int(bottom[chosen].max()),
+                int(left[chosen].min()),
+                int(right[chosen].max()),
+            ]
+        changes = np.zeros(mask.size + 1, np.int8)  # 1 where a run starts, -1 behind it
+        belongs = chosen[part]
+        changes[(row * width + start)[belongs]] += 1
+        changes[(row * width + end)[belongs]] -= 1
+        yield changes[:-1].cumsum(dtype=np.int8).reshape(mask.shape) > 0
 
 
 def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -297,17 +310,14 @@ def set_stroke_width(mask: np.ndarray) -> np.ndarray:
 
 
 def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
-    """Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels."""
-    column = np.where(mask, 0, limit + 1).astype(np.int32)  # along columns
-    for row in range(1, len(column)):
-        np.minimum(column[row], column[row - 1] + 1, out=column[row])
-    for row in range(len(column) - 2, -1, -1):
-        np.minimum(column[row], column[row + 1] + 1, out=column[row])
-    column *= column
-    squared = column.copy()
-    for step in range(1, limit + 1):
-        np.minimum(squared[:, step:], column[:, :-step] + step**2, out=squared[:, step:])
-        np.minimum(squared[:, :-step], column[:, step:] + step**2, out=squared[:, :-step])
+    """Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels: at most 40."""
+    squared = np.where(mask, 0, (limit + 1) ** 2).astype(np.int16)
+    for _ in range(2):  # along columns, then along rows
+        line = squared.copy()
+        for step in range(1, limit + 1):
+            np.minimum(squared[step:], line[:-step] + step**2, out=squared[step:])
+            np.minimum(squared[:-step], line[step:] + step**2, out=squared[:-step])
+        squared = np.ascontiguousarray(squared.T)
     return squared
 
 
@@ -326,11 +336,9 @@ def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:
     return frame
 
 
-def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float) -> str | None:
+def _why_no_digit(digit: np.ndarray, relative_width: float, plausibility: float) -> str | None:
     top, bottom, left, right = bounds(digit)
     height, width = digit.shape
-    if contrast < 3 * LEAST_CONTRAST and (min(top, left) <= 1 or bottom >= height - 1 or right >= width - 1):
-        return "the image is blank"  # shading at its border looks like pale ink
     if max(bottom - top, right - left) < 0.04 * max(height, width):
         return "there are only specks"
     if relative_width > 0.42:
@@ -339,4 +347,4 @@ def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float) -> st
         bottom - top >= 0.95 * height and right - left < 0.15 * width
     ):
         return "there is only a line"
-    return None
+    return "the image is blank" if plausibility < 0 else None

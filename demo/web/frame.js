@@ -6,7 +6,9 @@ const BOX = 20; // MNIST's digits were scaled into 20x20 of the 28x28 pixels
 const WORKING_SIDE = 384; // pixels of the longer side of the image in which the digit is searched
 const FINE = 8; // pixels per pixel of the frame in which strokes are made thicker or thinner
 const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the longer side of the digit
-const LEAST_CONTRAST = 16; // gray levels between paper and ink
+const LEVELS = [0.15, 0.75]; // thresholds of ink, in parts of the strongest: pale strokes, and none but the darkest
+const OTHER = 3; // plausibility of another digit in the picture
+const LEAST_CONTRAST = 16; // between paper and ink, of 255
 
 // Python rounds halves to the even neighbor.
 function round(x) {
@@ -67,7 +69,7 @@ function resize(image, newWidth, newHeight) {
  * `problem` says why there is none, or is null,
  * `isFramed` says that the image was framed already,
  * `isDarkOnLight` says whether the ink is darker than the paper, or is null for an image that was framed or too small,
- * `hasOthers` says whether there is more ink of the size of the digit: another digit, for example.
+ * `hasOthers` says whether there is more that may be a digit.
  */
 export function frameDigit(gray, cropAgain = true) {
   const found = { image: gray.data, problem: null, isFramed: true, isDarkOnLight: null, hasOthers: false };
@@ -77,18 +79,10 @@ export function frameDigit(gray, cropAgain = true) {
   const working = factor > 1 ? resize(gray, gray.width / factor, gray.height / factor) : gray;
   if (Math.min(working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
-  found.isDarkOnLight = isDarkOnLight(working);
-  const ink = measureInk(working, found.isDarkOnLight);
-  const histogram = count(ink.data);
-  const strongest = ink.data.length > 20000 ? largest(histogram, 20) : highest(ink.data);
-  const noise = percentile(histogram, 30); // most of an image is paper
-  if (strongest < Math.max(LEAST_CONTRAST, 3 * (noise + 1))) return { ...found, problem: "the image is blank" };
-  const threshold = Math.max(Math.min(otsuThreshold(histogram), 0.35 * strongest), 0.15 * strongest, noise);
-  const { digit, hasOthers } = findDigit(
-    ink,
-    mapped(ink, (value) => (value > threshold ? 1 : 0)),
-  );
-  found.hasOthers = hasOthers;
+  const candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
+  if (!candidates.length) return { ...found, problem: "the image is blank" };
+  const best = candidates.reduce((one, other) => (other.score > one.score ? other : one));
+  const { ink, digit } = best;
   const [top, bottom, left, right] = bounds(digit);
   const length = Math.max(bottom - top, right - left);
   if (cropAgain && factor > 1.5 && length < WORKING_SIDE / 4) {
@@ -97,10 +91,16 @@ export function frameDigit(gray, cropAgain = true) {
     const x1 = Math.min(gray.width, Math.trunc((right + length) * factor));
     return frameDigit(cut(gray, y0, y1, x0, x1), false);
   }
-  const contrast = percentile(count(ink.data.filter((_, i) => digit.data[i])), 75);
-  const mask = magnify(ink, digit, contrast, BOX * FINE);
-  found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height));
-  if (found.problem === null) found.image = place(setStrokeWidth(mask));
+  const mask = magnify(ink, digit, percentile(inside(ink, digit), 75), BOX * FINE);
+  found.isDarkOnLight = best.isDark;
+  found.problem = whyNoDigit(digit, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
+  if (found.problem !== null) return found;
+  found.image = place(setStrokeWidth(mask));
+  found.hasOthers = candidates.some((other) => {
+    if (other.score <= OTHER || other.ink !== ink || other.digit.data.some((is, i) => is && digit.data[i])) return false;
+    const { width, height } = crop(other.digit);
+    return 2 * Math.max(width, height) >= length;
+  });
   return found;
 }
 
@@ -217,44 +217,74 @@ function blur({ width, height, data }) {
   return { width, height, data: result };
 }
 
-/** Whether the ink is darker than the paper. A window of the size of a stroke or a digit holds more paper than ink. */
-function isDarkOnLight(gray) {
-  const factor = Math.max(1, Math.max(gray.width, gray.height) / 128);
-  const image = blur(factor > 1 ? resize(gray, gray.width / factor, gray.height / factor) : gray);
-  const { width, height, data } = image;
-  const votes = [0.15, 0.3].map((share) => vote(image, Math.trunc(share * Math.max(width, height)) | 1));
-  const border = [];
-  for (let x = 0; x < width; x++) border.push(data[x], data[(height - 1) * width + x]);
-  for (let y = 1; y < height - 1; y++) border.push(data[y * width], data[(y + 1) * width - 1]);
-  border.sort((a, b) => a - b);
-  const median = (border[(border.length - 1) >> 1] + border[border.length >> 1]) / 2;
-  const low = data.reduce((least, value) => Math.min(least, value), 255);
-  return votes[0] + votes[1] + (median - low) / Math.max(highest(data) - low, 1) > 0.5;
-}
+/** The values of an image where a mask is set. */
+const inside = (image, mask) => image.data.filter((_, i) => mask.data[i]);
 
-/** From -1 to 1: whether pixels are nearer to the brightest or the darkest one around them, weighted by contrast. */
-function vote({ width, height, data }, size) {
-  const low = slidingMin({ width, height, data }, size).data;
-  const high = slidingMax({ width, height, data }, size).data;
-  const contrast = high.map((value, i) => value - low[i]);
-  const most = highest(contrast);
-  let [sum, total] = [0, 0];
-  contrast.forEach((weight, i) => {
-    if (5 * weight <= 2 * most) return;
-    sum += weight * Math.sign(2 * data[i] - low[i] - high[i]);
-    total += weight;
-  });
-  return sum / Math.max(total, 1);
-}
+const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-/** The contrast of each pixel to its paper: what a closing adds (a black top-hat). */
-function measureInk(gray, isDark) {
-  let image = isDark ? gray : inverted(gray);
-  const longer = Math.max(gray.width, gray.height);
-  if (longer >= 64) image = blur(image);
+/**
+ * All that may be the digit, if the ink is darker than the paper, or lighter. Ink is what a closing adds (a black
+ * top-hat), in parts of the brightness of the paper.
+ */
+function findCandidates(original, isDark) {
+  const longer = Math.max(original.width, original.height);
+  const light = isDark ? original : inverted(original);
+  const gray = longer >= 64 ? blur(light) : light;
   const size = Math.trunc(0.3 * longer) | 1;
-  const closed = slidingMin(slidingMax(image, size), size);
-  return mapped(closed, (value, i) => value - image.data[i]);
+  const paper = slidingMin(slidingMax(gray, size), size);
+  const ink = mapped(paper, (level, i) =>
+    Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
+  );
+  const histogram = count(ink.data);
+  const strongest = ink.data.length > 20000 ? largest(histogram, 20) : highest(ink.data);
+  const noise = percentile(ink.data, 30); // most of an image is paper
+  if (strongest < LEAST_CONTRAST) return [];
+  const lowest = Math.max(LEVELS[0] * strongest, noise);
+  return LEVELS.flatMap((level) => {
+    const threshold = Math.max(level * strongest, noise);
+    const mask = mapped(ink, (value) => (value > threshold ? 1 : 0));
+    const scored = (digit) => ({ score: plausibility(gray, paper, ink, digit, lowest), isDark, ink, digit });
+    return findDigits(ink, mask).map(scored);
+  });
+}
+
+/** How much a mask is like a digit of dark ink, as log-odds: a logistic regression. */
+function plausibility(gray, paper, ink, digit, threshold) {
+  const [top, bottom, left, right] = bounds(digit);
+  const side = Math.max(bottom - top, right - left);
+  const values = inside(ink, digit);
+  const area = values.length;
+  const around = (image, margin) =>
+    cut(
+      image,
+      Math.max(0, top - margin),
+      Math.min(image.height, bottom + margin),
+      Math.max(0, left - margin),
+      Math.min(image.width, right + margin),
+    );
+  // It is dark, clean and of thin strokes, ...
+  const contrast = percentile(values, 75) / 255;
+  const clean = sum(values) / sum(around(ink, side >> 3).data.filter((value) => value > threshold));
+  const width = strokeWidth(around(digit, 0)) / side;
+  // ... little else around it is as dark: around the hole in a 0, for example, is paper, ...
+  const middle = (sum(inside(gray, digit)) + sum(inside(paper, digit))) / (2 * area);
+  const wide = around(gray, side >> 1).data;
+  const dark = (wide.filter((value) => value < middle).length - area / 2) / (wide.length - area / 2);
+  // ... and it does not touch the border of the image, unless it fills the image.
+  const edge = Math.max(gray.width, gray.height) >= 64 ? 2 : 1;
+  const ends = [new Set(), new Set(), new Set(), new Set()];
+  digit.data.forEach((is, i) => {
+    if (!is) return;
+    const [y, x] = [Math.floor(i / digit.width), i % digit.width];
+    if (y < edge) ends[0].add(x);
+    if (y >= digit.height - edge) ends[1].add(x);
+    if (x < edge) ends[2].add(y);
+    if (x >= digit.width - edge) ends[3].add(y);
+  });
+  const contact = Math.max(...ends.map((end) => end.size)) / side;
+  const part = contact ? 1 - ((bottom - top) * (right - left)) / digit.data.length : 0;
+  const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
+  return score - 10 * dark - 5 * contact - 2.25 * part + 3.2;
 }
 
 function count(data) {
@@ -264,11 +294,10 @@ function count(data) {
 }
 
 /** NumPy's percentile with method="lower". */
-function percentile(histogram, percent) {
-  const total = histogram.reduce((a, b) => a + b, 0);
-  const rank = Math.floor((total - 1) * (percent / 100));
+function percentile(values, percent) {
+  const rank = Math.floor(((values.length - 1) * percent) / 100);
   let below = 0;
-  return histogram.findIndex((number) => (below += number) > rank);
+  return count(values).findIndex((number) => (below += number) > rank);
 }
 
 /** The value of the pixel of this rank from above. */
@@ -277,26 +306,11 @@ function largest(histogram, rank) {
   return 255 - [...histogram].reverse().findIndex((number) => (above += number) >= rank);
 }
 
-/** The level that best separates two classes of pixels. */
-function otsuThreshold(histogram) {
-  const total = histogram.reduce((a, b) => a + b, 0);
-  const sum = histogram.reduce((a, number, value) => a + number * value, 0);
-  let [below, belowSum, best, threshold] = [0, 0, 0, 0];
-  histogram.forEach((number, value) => {
-    below += number;
-    belowSum += number * value;
-    const difference = (sum * below) / total - belowSum;
-    const variance = (difference * difference) / (below * (total - below));
-    if (Number.isFinite(variance) && variance > best) [best, threshold] = [variance, value];
-  });
-  return threshold;
-}
-
 /**
- * The component of the mask with the most ink and the parts near it, as a mask; and whether there is as large a
- * component besides. Components at the border of the image count little: they are shadows, lines or a table.
+ * The two components of the mask with the most ink, each with the parts near it, as masks. Components at the border of
+ * the image count little: they are shadows, lines or a table.
  */
-function findDigit(ink, mask) {
+function findDigits(ink, mask) {
   const { width, height } = ink;
   const parts = new Map();
   for (const run of findRuns(mask)) {
@@ -317,30 +331,30 @@ function findDigit(ink, mask) {
     part.size = Math.max(bottom - top, right - left);
     part.score = part.atBorder ? 3 * part.weight : 100 * part.weight;
   }
-  const first = list.reduce((best, part) => (part.score > best.score ? part : best));
-  first.isChosen = true;
-  let { top, bottom, left, right, weight } = first;
-  let side;
-  for (;;) {
-    side = Math.max(bottom - top, right - left);
-    const more = list.filter((part) => {
-      const gap = Math.max(top - part.bottom, part.top - bottom, left - part.right, part.left - right);
-      const isNear = (first.atBorder || !part.atBorder) && 10 * gap <= 3 * side;
-      return !part.isChosen && isNear && 50 * part.weight >= weight && 50 * part.size >= 3 * side;
-    });
-    if (!more.length) break;
-    for (const part of more) {
-      part.isChosen = true;
-      weight += part.weight;
-      [top, bottom] = [Math.min(top, part.top), Math.max(bottom, part.bottom)];
-      [left, right] = [Math.min(left, part.left), Math.max(right, part.right)];
+  const firsts = [...list].sort((a, b) => b.score - a.score).slice(0, 2);
+  return firsts.map((first) => {
+    const chosen = new Set([first]);
+    let { top, bottom, left, right, weight } = first;
+    for (;;) {
+      const side = Math.max(bottom - top, right - left);
+      const more = list.filter((part) => {
+        const gap = Math.max(top - part.bottom, part.top - bottom, left - part.right, part.left - right);
+        const isNear = (first.atBorder || !part.atBorder) && 10 * gap <= 3 * side;
+        return !chosen.has(part) && isNear && 50 * part.weight >= weight && 50 * part.size >= 3 * side;
+      });
+      if (!more.length) break;
+      for (const part of more) {
+        chosen.add(part);
+        weight += part.weight;
+        [top, bottom] = [Math.min(top, part.top), Math.max(bottom, part.bottom)];
+        [left, right] = [Math.min(left, part.left), Math.max(right, part.right)];
+      }
     }
-  }
-  const data = new Uint8Array(width * height);
-  for (const part of list.filter((it) => it.isChosen))
-    for (const run of part.runs) data.fill(1, run.row * width + run.start, run.row * width + run.end);
-  const isOther = (part) => !part.isChosen && !part.atBorder && 2 * part.size >= side && 4 * part.weight >= weight;
-  return { digit: { width, height, data }, hasOthers: list.some(isOther) };
+    const data = new Uint8Array(width * height);
+    for (const part of chosen)
+      for (const run of part.runs) data.fill(1, run.row * width + run.start, run.row * width + run.end);
+    return { width, height, data };
+  });
 }
 
 /**
@@ -453,16 +467,15 @@ function place(mask) {
   return frame;
 }
 
-function whyNoDigit(digit, contrast, relativeWidth) {
+function whyNoDigit(digit, relativeWidth, score) {
   const [top, bottom, left, right] = bounds(digit);
   const { width, height } = digit;
-  const isAtBorder = Math.min(top, left) <= 1 || bottom >= height - 1 || right >= width - 1;
-  if (contrast < 3 * LEAST_CONTRAST && isAtBorder) return "the image is blank"; // shading looks like pale ink there
   if (Math.max(bottom - top, right - left) < 0.04 * Math.max(height, width)) return "there are only specks";
   if (relativeWidth > 0.42) return "there is only a dot";
   const isRow = right - left >= 0.95 * width && bottom - top < 0.15 * height;
   const isColumn = bottom - top >= 0.95 * height && right - left < 0.15 * width;
-  return isRow || isColumn ? "there is only a line" : null;
+  if (isRow || isColumn) return "there is only a line";
+  return score < 0 ? "the image is blank" : null;
 }
 
 // What `deskew` brings an image of 28x28 to, in pixels; named and explained as in Python.
