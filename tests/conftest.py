@@ -62,6 +62,7 @@ def run_script(capfd, monkeypatch):
     def run(name: str, *arguments) -> Finished:
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend((ROOT / name).parent)  # as Python does for a script
         try:
             runpy.run_path(str(ROOT / name), run_name="__main__")
             code = 0

@@ -20,6 +20,7 @@ from modeling_vit_mnist.data.drawings import (
     draw_outlier,
     photograph,
 )
+from modeling_vit_mnist.deskewing_vit_mnist import deskew
 from modeling_vit_mnist.inference.predict import predict
 from modeling_vit_mnist.training.train import train
 
@@ -39,7 +40,9 @@ def small():
 
 
 def accuracy(small, images, labels) -> float:
-    return float((predict(*small, torch.from_numpy(np.stack(images))).argmax(1).numpy() == labels).mean())
+    model, processor = small
+    frames = torch.from_numpy(np.stack([deskew(image) for image in images]))
+    return float((predict(model, processor, frames).argmax(1).numpy() == labels).mean())
 
 
 def test_the_images_of_the_dataset_come_first_unchanged(sample, drawn):

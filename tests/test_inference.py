@@ -293,7 +293,7 @@ def test_photographs_need_no_flag(infer, photographs, sample):
     assert dot == f"{photographs / 'dot.png'} Pred:- (there is only a dot)"
     label = int(sample["test"].labels[700])
     assert re.fullmatch(rf"{photographs / 'seven.png'} Pred:{label} Prob:[\d.]+", seven)
-    assert re.fullmatch(r".* Pred:\d Prob:[\d.]+ \(more than one digit: the largest is read\)", two)
+    assert re.fullmatch(r".* Pred:\d Prob:[\d.]+ \(more than one digit: the clearest is read\)", two)
     assert re.fullmatch(r"4 images, 2 without a digit, [\d,]+ images/s on \w+", done.out.splitlines()[-1])
     assert "do_invert" not in done.out
 

@@ -377,7 +377,7 @@ def test_no_digit_and_more_than_one_are_said(page):
     page.settle()
     assert (page.prediction, note.text) == ("–", "")
     page.draw([[(60, 40), (60, 220)], [(160, 60), (230, 60), (190, 240)]])
-    assert (page.prediction, note.text) == ("7", "more than one digit: the largest is read")
+    assert (page.prediction, note.text) == ("1", "more than one digit: the clearest is read")
     assert page.find("fieldset").rect["y"] == top
     page.find("#clear").click()
     page.draw(DIGITS["7"])

@@ -112,7 +112,7 @@ function show() {
   const bytes = network.deskews ? deskew(image) : image;
   find("hint").hidden = isDrawn;
   const result = isDrawn && !problem ? vit.forward(normalize(bytes, mean, std)) : null;
-  const note = problem ?? (hasOthers ? "more than one digit: the largest is read" : "");
+  const note = problem ?? (hasOthers ? "more than one digit: the clearest is read" : "");
   say("note", isDrawn ? note : "");
 
   const isRejected = result !== null && result.digitScore < vit.threshold;

@@ -212,7 +212,7 @@ def print_prediction(
     """Add the prediction from `probabilities` of shape `(classes,)` and the digit score to a row, and print it. A row
     with a `problem`, which a score below the threshold is, gets `None`. `has_others` is printed, and removed."""
     best = int(probabilities.argmax())
-    note = " (more than one digit: the largest is read)" if row.pop("has_others", False) else ""
+    note = " (more than one digit: the clearest is read)" if row.pop("has_others", False) else ""
     answer = "-" if row["problem"] else names[best]
     row |= {"prediction": names[best], "probability": probabilities[best].item()}
     row["digit_score"] = None if row["problem"] else score
