@@ -18,7 +18,7 @@ WORKING_SIDE = 384  # pixels of the longer side of the image in which the digit 
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
 OTHER = 3  # plausibility of another digit in the picture
-LEVELS = (0.15, 0.75)  # thresholds of ink, in parts of the strongest: pale strokes, and none but the darkest
+LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
 
 
@@ -151,18 +151,18 @@ def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[tuple[float, bool,
     shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical Morphology"). In parts of the brightness of
     the paper, ink is the same in shadows."""
     gray = gray if dark else 255 - gray
-    if max(gray.shape) >= 64:
-        gray = blur(gray)
+    is_small = max(gray.shape) < 64
+    gray = gray if is_small else blur(gray)
     size = int(0.3 * max(gray.shape)) | 1
     paper = sliding_min(sliding_max(gray, size), size)
-    added = (paper - gray).astype(np.int32) * 255
-    ink = (added // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
+    ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None)
     strongest = int(ordered[-20 if ink.size > 20_000 else -1])
     noise = int(ordered[(ink.size - 1) * 3 // 10])  # most of an image is paper
-    for level in LEVELS if strongest >= LEAST_CONTRAST else ():
-        for digit in find_digits(ink, ink > max(level * strongest, noise)):
-            yield plausibility(gray, paper, ink, digit, max(LEVELS[0] * strongest, noise)), dark, ink, digit
+    levels = [max(level * strongest, noise) for level in LEVELS[is_small] if strongest >= LEAST_CONTRAST]
+    for level in levels:
+        for digit in find_digits(ink, ink > level):
+            yield plausibility(gray, paper, ink, digit, levels[0]), dark, ink, digit
 
 
 def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float) -> float:

@@ -6,7 +6,8 @@ const BOX = 20; // MNIST's digits were scaled into 20x20 of the 28x28 pixels
 const WORKING_SIDE = 384; // pixels of the longer side of the image in which the digit is searched
 const FINE = 8; // pixels per pixel of the frame in which strokes are made thicker or thinner
 const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the longer side of the digit
-const LEVELS = [0.15, 0.75]; // thresholds of ink, in parts of the strongest: pale strokes, and none but the darkest
+const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
+const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
 const OTHER = 3; // plausibility of another digit in the picture
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 
@@ -239,8 +240,9 @@ function findCandidates(original, isDark) {
   const strongest = ink.data.length > 20000 ? largest(histogram, 20) : highest(ink.data);
   const noise = percentile(ink.data, 30); // most of an image is paper
   if (strongest < LEAST_CONTRAST) return [];
-  const lowest = Math.max(LEVELS[0] * strongest, noise);
-  return LEVELS.flatMap((level) => {
+  const levels = longer >= 64 ? LEVELS : SMALL_LEVELS;
+  const lowest = Math.max(levels[0] * strongest, noise);
+  return levels.flatMap((level) => {
     const threshold = Math.max(level * strongest, noise);
     const mask = mapped(ink, (value) => (value > threshold ? 1 : 0));
     const scored = (digit) => ({ score: plausibility(gray, paper, ink, digit, lowest), isDark, ink, digit });
