@@ -285,11 +285,11 @@ def test_no_digit_prints_areas_and_what_is_rejected(handwriting, run_script, tmp
     write, _, _ = handwriting
     folder = write(lambda number, label: f"{label}_{number:02}.png")
     model, processor = load_checkpoint(ROOT / "vit-mnist-small")
-    model.config.digit_score_threshold = 8.0
+    model.config.digit_score_threshold = 3.0
     save_checkpoint(tmp_path / "model", model, processor, card="", records={})
     flags = ["--dataset_name", SAMPLE, "--fashion", SAMPLE, "--handwriting", folder, "--samples", 30]
     done = run_script("benchmarks/no_digit.py", "--model", tmp_path / "model", *flags)
-    assert done.code == 0 and "model, test split, digit_score_threshold 8\n" in done.out, done.err
+    assert done.code == 0 and "model, test split, digit_score_threshold 3\n" in done.out, done.err
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines() if "|" in line]
     table = {row[0]: row[1:] for row in rows[2:]}
     assert list(table) == [
@@ -298,8 +298,8 @@ def test_no_digit_prints_areas_and_what_is_rejected(handwriting, run_script, tmp
     assert [row[0] for row in table.values()] == ["1,000", "12", *["30"] * 5]
     for name in ("printed letters", "scribbles", "two digits"):
         assert float(table[name][1]) > 0.9 and float(table[name][4]) > 10 * float(table["MNIST"][4]) >= 0, name
-    assert 0.3 < float(table["Fashion-MNIST"][1]) < 0.7
-    assert table["blank paper"] == ["30", "1.000", "1.000", "100.0", "100.0"]
+    assert 0.25 < float(table["Fashion-MNIST"][1]) < 0.75
+    assert min(map(float, table["blank paper"][1:3])) > 0.99 and float(table["blank paper"][3]) > 80
 
 
 def test_no_digit_counts_what_is_below_the_threshold(capsys):

@@ -339,7 +339,7 @@ def test_bundled_checkpoints_are_complete_and_current(name, tmp_path):
     assert {path.name for path in folder.glob("*.py")} == set(CODE_FILES)
 
     model, processor = load_checkpoint(folder)
-    assert model.num_parameters() == (58_402 if name == "vit-mnist-small" else 1850)
+    assert model.num_parameters() == (105_546 if name == "vit-mnist-small" else 1850)
     results = json.loads((folder / "all_results.json").read_text())
     assert results["dataset"] == "ylecun/mnist" and results["test_samples"] == 10_000
     readme = ModelCard.load(folder / "README.md")

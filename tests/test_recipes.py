@@ -184,7 +184,7 @@ def test_old_names_are_answered_with_the_new_ones(old, new, write):
 )
 def test_help_is_short_and_shows_the_recipes_values(argv, shown, run_script):
     done = run_script("run_train.py", "--help", *argv)
-    assert done.code == 0 and len(done.out.splitlines()) < 120
+    assert done.code == 0 and len(done.out.splitlines()) < 130
     for name, value in shown.items():
         assert re.search(rf"--{name} {value} ", done.out), name
     assert "torch_compile_backend" not in done.out
@@ -219,7 +219,7 @@ def test_help_all_lists_the_flags_of_transformers(run_script):
         (["--model_name_or_path", "/nowhere"], "No checkpoint folder '/nowhere'"),
         (
             ["--model_name_or_path", str(ROOT / "vit-mnist-small"), "--hidden_size=8"],
-            "--hidden_size 8 does not match the checkpoint .*vit-mnist-small, which has 48",
+            "--hidden_size 8 does not match the checkpoint .*vit-mnist-small, which has 64",
         ),
         (["--push_to_hub"], "Refusing to push: this run uses the bundled 5,000-image sample"),
         (["--resume_from_checkpoint", "/nowhere"], "Cannot resume from /nowhere: config.json is missing"),

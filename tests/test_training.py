@@ -86,7 +86,9 @@ def test_results_are_those_of_the_saved_weights(finished, sample):
     assert (results["train_samples"], results["test_samples"], results["dataset"]) == (400, 100, "mnist-5k")
 
 
-@pytest.mark.parametrize(("recipe", "compiles"), [("tiny", "yes"), ("adam", "yes"), ("small", "yes"), ("small", "no")])
+@pytest.mark.parametrize(
+    ("recipe", "compiles"), [("tiny", "yes"), ("adam", "yes"), ("images", "yes"), ("images", "no")]
+)
 def test_results_of_recipes_are_those_of_the_saved_weights(recipe, compiles, tmp_path, sample, monkeypatch):
     passes, run_pass = [], compiled.batch_last_forward
     monkeypatch.setattr(compiled, "batch_last_forward", lambda *args, **kw: passes.append(1) or run_pass(*args, **kw))
