@@ -167,9 +167,9 @@ def sheet_with(*lines, width: int = 12, noise: float = 0) -> np.ndarray:
 PROBLEMS = {
     "white": (np.full((200, 200), 255, np.uint8), "the image is blank"),
     "black": (np.zeros((28, 28), np.uint8), "the image is blank"),
-    "noise": (sheet_with(noise=6), "there are only specks"),
+    "noise": (sheet_with(noise=6), "the image is blank"),
     "shade": (np.tile(np.linspace(200, 230, 300), (240, 1)).astype(np.uint8), "the image is blank"),
-    "lamp": (np.tile(np.linspace(90, 230, 300), (240, 1)).astype(np.uint8), "there is only a line"),
+    "lamp": (np.tile(np.linspace(90, 230, 300), (240, 1)).astype(np.uint8), "the image is blank"),
     "dot": (sheet_with([(140, 100), (170, 100)], width=30), "there is only a dot"),
     "speck": (sheet_with([(70, 50), (73, 50)], width=4)[:110, :150], "there is only a dot"),
     "rule": (sheet_with([(-5, 120), (305, 120)], width=4), "there is only a line"),

@@ -73,10 +73,11 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
         columns = slice(max(0, int((left - length) * factor)), int((right + length) * factor))
         return frame_digit(gray[rows, columns], side, crop_again=False)
     box = round(side * MNIST_BOX)
-    mask = magnify(ink, digit, percentile(ink[digit], 75), box * FINE)
+    contrast = percentile(ink[digit], 75)
+    mask = magnify(ink, digit, contrast, box * FINE)
     width = stroke_width(mask) / max(mask.shape)
     found = Framing(blank, None, False, dark, ink, digit, box * width)
-    found.problem = _why_no_digit(digit, width, score)
+    found.problem = _why_no_digit(digit, contrast, width, score)
     if found.problem is None:
         found.image = place(set_stroke_width(mask), side, box)
         others = (part for score, _, its, part in candidates if score > OTHER and its is ink)
@@ -222,12 +223,7 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             if not more.any():
                 break
             chosen |= more
-            box = [
-                int(top[chosen].min()),
-                int(bottom[chosen].max()),
-                int(left[chosen].min()),
-                int(right[chosen].max()),
-            ]
+            box = [top[chosen].min(), bottom[chosen].max(), left[chosen].min(), right[chosen].max()]
         changes = np.zeros(mask.size + 1, np.int8)  # 1 where a run starts, -1 behind it
         belongs = chosen[part]
         changes[(row * width + start)[belongs]] += 1
@@ -336,9 +332,11 @@ def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:
     return frame
 
 
-def _why_no_digit(digit: np.ndarray, relative_width: float, plausibility: float) -> str | None:
+def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float, plausibility: float) -> str | None:
     top, bottom, left, right = bounds(digit)
     height, width = digit.shape
+    if plausibility < 0 and contrast < 3 * LEAST_CONTRAST:
+        return "the image is blank"
     if max(bottom - top, right - left) < 0.04 * max(height, width):
         return "there are only specks"
     if relative_width > 0.42:

@@ -92,9 +92,10 @@ export function frameDigit(gray, cropAgain = true) {
     const x1 = Math.min(gray.width, Math.trunc((right + length) * factor));
     return frameDigit(cut(gray, y0, y1, x0, x1), false);
   }
-  const mask = magnify(ink, digit, percentile(inside(ink, digit), 75), BOX * FINE);
+  const contrast = percentile(inside(ink, digit), 75);
+  const mask = magnify(ink, digit, contrast, BOX * FINE);
   found.isDarkOnLight = best.isDark;
-  found.problem = whyNoDigit(digit, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
+  found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
   if (found.problem !== null) return found;
   found.image = place(setStrokeWidth(mask));
   found.hasOthers = candidates.some((other) => {
@@ -469,9 +470,10 @@ function place(mask) {
   return frame;
 }
 
-function whyNoDigit(digit, relativeWidth, score) {
+function whyNoDigit(digit, contrast, relativeWidth, score) {
   const [top, bottom, left, right] = bounds(digit);
   const { width, height } = digit;
+  if (score < 0 && contrast < 3 * LEAST_CONTRAST) return "the image is blank";
   if (Math.max(bottom - top, right - left) < 0.04 * Math.max(height, width)) return "there are only specks";
   if (relativeWidth > 0.42) return "there is only a dot";
   const isRow = right - left >= 0.95 * width && bottom - top < 0.15 * height;
