@@ -222,6 +222,7 @@ class Page:
         self.wait(
             lambda: len(self.find_all("#attention canvas")) == (1 + 3 * 4 if checkpoint == "small" else 1 + 2 * 2)
         )
+        self.settle()  # the new maps are transparent until the next frame
         return self
 
     def find(self, selector: str):
