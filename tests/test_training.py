@@ -42,7 +42,7 @@ def finished(tmp_path_factory):
 def test_the_saved_folder_is_complete_and_holds_no_pickle(finished):
     folder, results = finished
     code = [f"{name}_vit_mnist.py" for name in ("configuration", "modeling", "image_processing")]
-    code += ["framing_vit_mnist.py", "grayscale_vit_mnist.py", "deskewing_vit_mnist.py"]
+    code += ["framing_vit_mnist.py", "morphology_vit_mnist.py", "grayscale_vit_mnist.py", "deskewing_vit_mnist.py"]
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", "history.json",
         "all_results.json", "digit-2.png", "digit-4.png", "digit-7.png", *code,

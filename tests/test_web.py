@@ -102,7 +102,9 @@ def drawings() -> list[np.ndarray]:
     blob = np.asarray(PIL.Image.fromarray(dot[:8, 46:54]).resize((96, 96)))
     across = np.zeros((120, 200), np.uint8)
     across[55:61] = 255
-    return [*images, noisy, dot, hairline, blob, across]
+    speck = np.zeros((300, 300), np.uint8)
+    speck[140:145, 100:105] = 255
+    return [*images, noisy, dot, hairline, blob, across, speck]
 
 
 def sketch(digits: str, ink: int, paper: int, thickness: int = 22) -> np.ndarray:
@@ -133,6 +135,8 @@ def photographs() -> dict[str, np.ndarray]:
     return {
         **{f"a {digit} on paper": photograph(levels) for digit, levels in pen.items()},
         "a dark border": photograph(table),
+        "a sheet on a table": photograph(np.pad(pen["7"][35:260, 45:230], 40, constant_values=40)),
+        "a board on a wall": photograph(np.pad(sketch("4", 240, 40)[10:270, 30:250], 50, constant_values=220)),
         "cropped to the ink": photograph(pen["2"][46:230, 82:210]),
         "chalk": photograph(sketch("0", 220, 50, 14)),
         "small in a large photograph": photograph(far),
@@ -199,7 +203,7 @@ def test_the_images_that_framing_is_compared_on_are_of_all_kinds():
     assert found.pop("paper").problem == "the image is blank"
     assert all(framing.problem is None and framing.image.max() == 255 for framing in found.values())
     assert [name for name, framing in found.items() if framing.has_others] == ["two digits"]
-    assert [name for name, framing in found.items() if not framing.is_dark_on_light] == ["chalk"]
+    assert [name for name, framing in found.items() if not framing.is_dark_on_light] == ["a board on a wall", "chalk"]
     problems = {frame_digit(image).problem for image in drawings()}
     assert problems == {
         None, "the image is blank", "there are only specks", "there is only a dot", "there is only a line",

@@ -1,5 +1,5 @@
-"""From a grayscale picture of a digit, drawn, scanned or photographed, to an image framed as MNIST's are. Needs Pillow
-and NumPy only. Travels with every checkpoint, so it imports nothing of this package.
+"""From a grayscale picture of a digit, drawn, scanned or photographed, to an image framed as MNIST's are. Travels
+with every checkpoint, so it imports nothing of this package but `morphology_vit_mnist`.
 
 MNIST's digits are light on black, scaled into 20x20 pixels, with their center of mass at the center of 28x28 (LeCun et
 al., 1998, "Gradient-Based Learning Applied to Document Recognition"). Images are of integers, and the rest is computed
@@ -9,17 +9,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import PIL.Image
 
-BILINEAR = PIL.Image.Resampling.BILINEAR
+from .morphology_vit_mnist import (
+    blur,
+    bounds,
+    center_of_mass,
+    crop,
+    fill_spans,
+    find_runs,
+    label_runs,
+    percentile,
+    rectangle_area,
+    resize,
+    sliding_max,
+    sliding_min,
+    squared_distances,
+    stroke_width,
+)
+
 # MNIST's digits were scaled into 20x20 of the 28x28 pixels.
 MNIST_BOX = 20 / 28
 WORKING_SIDE = 384  # pixels of the longer side of the image in which the digit is searched
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
 OTHER = 3  # plausibility of another digit in the picture
+SHEET = 1  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
+
+Candidate = tuple[float, bool, np.ndarray, np.ndarray]  # plausibility, is dark on light, ink, digit
 
 
 @dataclass
@@ -66,6 +84,10 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     if not candidates:
         return Framing(blank, "the image is blank")
     score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
+    on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
+    if on_sheet:
+        candidates = on_sheet
+        score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
     if crop_again and factor > 1.5 and length < WORKING_SIDE / 4:
@@ -94,58 +116,7 @@ def is_framed_as_mnist(gray: np.ndarray) -> bool:
     return max(bottom - top, right - left) in (19, 20) and all(13.48 <= middle <= 14.5 for middle in center)
 
 
-def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """First row, last row + 1, first column and last column + 1 that hold a pixel of the mask."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-
-def center_of_mass(gray: np.ndarray) -> tuple[float, float]:
-    """Row and column."""
-    mass = gray.astype(np.int64)
-    height, width = mass.shape
-    row, column = mass.sum(1) @ np.arange(height), mass.sum(0) @ np.arange(width)
-    return float(row / mass.sum()), float(column / mass.sum())
-
-
-def resize(gray: np.ndarray, height: float, width: float) -> np.ndarray:
-    """Rows, then columns; antialiased when shrinking. Both at once, Pillow chooses an order by its version."""
-    height, width = (max(1, round(extent)) for extent in (height, width))
-    rows = PIL.Image.fromarray(gray).resize((width, gray.shape[0]), BILINEAR)
-    return np.asarray(rows.resize((width, height), BILINEAR))
-
-
-def sliding_max(gray: np.ndarray, size: int) -> np.ndarray:
-    """The maximum in a square window of odd size around each pixel: a dilation. In log2(size) steps per axis."""
-    for _ in range(2):  # along columns, then along rows
-        around = np.arange(-(size // 2), len(gray) + size // 2).clip(0, len(gray) - 1)
-        gray, covered = gray[around], 1
-        while covered < size:
-            step = min(covered, size - covered)
-            gray = np.maximum(gray[:-step], gray[step:])
-            covered += step
-        gray = np.ascontiguousarray(gray.T)
-    return gray
-
-
-def sliding_min(gray: np.ndarray, size: int) -> np.ndarray:
-    return 255 - sliding_max(255 - gray, size)
-
-
-def blur(gray: np.ndarray) -> np.ndarray:
-    """Each pixel with its neighbors, weighted 1, 2, 1 along both axes."""
-    sums = np.pad(gray, 1, mode="edge").astype(np.int32)
-    sums = sums[:-2] + 2 * sums[1:-1] + sums[2:]
-    sums = sums[:, :-2] + 2 * sums[:, 1:-1] + sums[:, 2:]
-    return ((sums + 8) // 16).astype(np.uint8)
-
-
-def percentile(values: np.ndarray, percent: int) -> int:
-    rank = (values.size - 1) * percent // 100
-    return int(np.partition(values, rank)[rank])
-
-
-def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[tuple[float, bool, np.ndarray, np.ndarray]]:
+def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[Candidate]:
     """All that may be the digit, if the ink is darker than the paper, or lighter.
 
     Ink is what a closing adds: it fills whatever is narrower than its window, and keeps lamps, tables and most of a
@@ -184,12 +155,36 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
     middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
     dark = (int((gray[wide] < middle).sum()) - area / 2) / (gray[wide].size - area / 2)
     # ... and it does not touch the border of the image, unless it fills the image.
-    edge = 2 if max(gray.shape) >= 64 else 1
+    is_large = max(gray.shape) >= 64
+    edge = 2 if is_large else 1
     borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
     contact = max(int(border.sum()) for border in borders) / side
     part = 1 - digit[box].size / digit.size if contact else 0
+    border = 5 * contact + 2.25 * part if is_large else 3 * contact  # small drawings are often cropped tightly
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
-    return float(score - 10 * dark - 5 * contact - 2.25 * part + 3.2)
+    return float(score - 10 * dark - border + 3.2)
+
+
+def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:
+    """All that may be the digit, if the mask is a sheet of paper or a board in a large image: a rectangle with
+    something in it. A slanted 0 or 8 can have the moments of a rectangle, too, but what it encloses is wider than
+    strokes are on a sheet."""
+    if max(mask.shape) < 64:
+        return
+    # Wide parts of a sheet are no ink: the mask lacks them.
+    level = percentile(gray[mask], 50)
+    middle = (level + percentile(gray[(sliding_max(mask.astype(np.uint8), 7) > 0) & ~mask], 50)) / 2
+    top, bottom, left, right = bounds(mask)
+    sheet = np.zeros_like(mask)
+    sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
+    filled = fill_spans(sheet)
+    area = int(filled.sum())
+    if area - int(sheet.sum()) <= 0.03 * area or abs(area / rectangle_area(filled) - 1) > 0.012:
+        return
+    widest = 0.6 * stroke_width(sheet) if area < 0.8 * crop(filled).size else area
+    inside = sliding_min(filled.astype(np.uint8), 5) > 0
+    on_sheet = find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
+    yield from (found for found in on_sheet if stroke_width(found[3]) < widest)
 
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
@@ -231,36 +226,6 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
         yield changes[:-1].cumsum(dtype=np.int8).reshape(mask.shape) > 0
 
 
-def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first column and last column + 1 of each horizontal run of the mask, in reading order."""
-    changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (row, start), (_, end) = np.nonzero(changes == 1), np.nonzero(changes == -1)
-    return row, start, end
-
-
-def label_runs(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The number of the component of each run, by union-find. Runs that touch at a corner belong together."""
-    parent = list(range(len(row)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    rows, starts, ends = row.tolist(), start.tolist(), end.tolist()
-    above = 0
-    for run in range(len(rows)):
-        while rows[above] < rows[run] - 1 or (rows[above] == rows[run] - 1 and ends[above] < starts[run]):
-            above += 1
-        other = above
-        while other < run and rows[other] == rows[run] - 1 and starts[other] <= ends[run]:
-            first, second = sorted((root(other), root(run)))
-            parent[second] = first
-            other += 1
-    return np.unique([root(run) for run in range(len(rows))], return_inverse=True)[1]
-
-
 def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> np.ndarray:
     """The digit as a mask whose longer side has `length` pixels: where its ink has half of `contrast`."""
     top, bottom, left, right = bounds(digit)
@@ -269,20 +234,6 @@ def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> n
     scale = length / max(bottom - top, right - left)
     mask = resize(soft, soft.shape[0] * scale, soft.shape[1] * scale) > 127
     return crop(mask) if mask.any() else np.ones((1, 1), bool)
-
-
-def crop(mask: np.ndarray) -> np.ndarray:
-    top, bottom, left, right = bounds(mask)
-    return mask[top:bottom, left:right]
-
-
-def stroke_width(mask: np.ndarray) -> float:
-    """Mean width of strokes, in pixels: twice the area over the perimeter, which is measured along four directions
-    (Crofton's formula)."""
-    padded = np.pad(mask, 1)
-    straight = int((padded[1:] != padded[:-1]).sum()) + int((padded[:, 1:] != padded[:, :-1]).sum())
-    diagonal = int((padded[1:, 1:] != padded[:-1, :-1]).sum()) + int((padded[1:, :-1] != padded[:-1, 1:]).sum())
-    return 2 * int(mask.sum()) / (np.pi / 8 * (straight + diagonal / 2**0.5))
 
 
 def set_stroke_width(mask: np.ndarray) -> np.ndarray:
@@ -303,18 +254,6 @@ def set_stroke_width(mask: np.ndarray) -> np.ndarray:
             break
         mask = crop(changed)
     return mask
-
-
-def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
-    """Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels: at most 40."""
-    squared = np.where(mask, 0, (limit + 1) ** 2).astype(np.int16)
-    for _ in range(2):  # along columns, then along rows
-        line = squared.copy()
-        for step in range(1, limit + 1):
-            np.minimum(squared[step:], line[:-step] + step**2, out=squared[step:])
-            np.minimum(squared[:-step], line[step:] + step**2, out=squared[:-step])
-        squared = np.ascontiguousarray(squared.T)
-    return squared
 
 
 def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:

@@ -1,5 +1,5 @@
 // Finds the digit in a drawing, a scan or a photograph and frames it as MNIST's are: function by function the same as
-// `framing_vit_mnist.py`, to the same pixels. Images are {width, height, data}; data has one gray byte per pixel.
+// `framing_vit_mnist.py` and `morphology_vit_mnist.py`, to the same pixels. Images are {width, height, data}; data has one gray byte per pixel.
 
 const SIDE = 28;
 const BOX = 20; // MNIST's digits were scaled into 20x20 of the 28x28 pixels
@@ -9,6 +9,7 @@ const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the long
 const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
 const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
 const OTHER = 3; // plausibility of another digit in the picture
+const SHEET = 1; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 
 // Python rounds halves to the even neighbor.
@@ -80,9 +81,15 @@ export function frameDigit(gray, cropAgain = true) {
   const working = factor > 1 ? resize(gray, gray.width / factor, gray.height / factor) : gray;
   if (Math.min(working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
-  const candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
+  const mostPlausible = (list) => list.reduce((one, other) => (other.score > one.score ? other : one));
+  let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
   if (!candidates.length) return { ...found, problem: "the image is blank" };
-  const best = candidates.reduce((one, other) => (other.score > one.score ? other : one));
+  let best = mostPlausible(candidates);
+  const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
+  if (onSheet.length) {
+    candidates = onSheet;
+    best = mostPlausible(candidates);
+  }
   const { ink, digit } = best;
   const [top, bottom, left, right] = bounds(digit);
   const length = Math.max(bottom - top, right - left);
@@ -274,7 +281,8 @@ function plausibility(gray, paper, ink, digit, threshold) {
   const wide = around(gray, side >> 1).data;
   const dark = (wide.filter((value) => value < middle).length - area / 2) / (wide.length - area / 2);
   // ... and it does not touch the border of the image, unless it fills the image.
-  const edge = Math.max(gray.width, gray.height) >= 64 ? 2 : 1;
+  const isLarge = Math.max(gray.width, gray.height) >= 64;
+  const edge = isLarge ? 2 : 1;
   const ends = [new Set(), new Set(), new Set(), new Set()];
   digit.data.forEach((is, i) => {
     if (!is) return;
@@ -286,8 +294,76 @@ function plausibility(gray, paper, ink, digit, threshold) {
   });
   const contact = Math.max(...ends.map((end) => end.size)) / side;
   const part = contact ? 1 - ((bottom - top) * (right - left)) / digit.data.length : 0;
+  const border = isLarge ? 5 * contact + 2.25 * part : 3 * contact; // small drawings are often cropped tightly
   const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
-  return score - 10 * dark - 5 * contact - 2.25 * part + 3.2;
+  return score - 10 * dark - border + 3.2;
+}
+
+/**
+ * All that may be the digit, if the mask is a sheet of paper or a board in a large image: a rectangle with something in
+ * it. A slanted 0 or 8 can have the moments of a rectangle, too, but what it encloses is wider than strokes are on a
+ * sheet.
+ */
+function lookOnSheet(gray, mask, isDark) {
+  if (Math.max(mask.width, mask.height) < 64) return [];
+  // Wide parts of a sheet are no ink: the mask lacks them.
+  const level = percentile(inside(gray, mask), 50);
+  const around = slidingMax(mask, 7);
+  const rim = mapped(around, (is, i) => (is && !mask.data[i] ? 1 : 0));
+  const middle = (level + percentile(inside(gray, rim), 50)) / 2;
+  const [top, bottom, left, right] = bounds(mask);
+  const sheet = mapped(gray, (value, i) => {
+    const [y, x] = [Math.floor(i / gray.width), i % gray.width];
+    if (y < top || y >= bottom || x < left || x >= right) return 0;
+    return (isDark ? value > middle : value < middle) ? 1 : 0;
+  });
+  const filled = fillSpans(sheet);
+  const area = sum(filled.data);
+  const isSolid = area - sum(sheet.data) <= 0.03 * area;
+  if (isSolid || Math.abs(area / rectangleArea(filled) - 1) > 0.012) return [];
+  const widest = area < 0.8 * crop(filled).data.length ? 0.6 * strokeWidth(sheet) : area;
+  const within = slidingMin(filled, 5).data;
+  const onSheet = mapped(gray, (value, i) => (within[i] ? value : level));
+  return findCandidates(onSheet, isDark).filter(({ digit }) => strokeWidth(digit) < widest);
+}
+
+/** The pixels that lie between pixels of the mask both in their row and in their column. */
+function fillSpans(mask) {
+  const { width, height, data } = mask;
+  const across = new Uint8Array(data.length);
+  for (let y = 0; y < height; y++) {
+    const row = data.subarray(y * width, (y + 1) * width);
+    across.fill(1, y * width + Math.max(row.indexOf(1), 0), y * width + row.lastIndexOf(1) + 1);
+  }
+  const result = new Uint8Array(data.length);
+  for (let x = 0; x < width; x++) {
+    let [first, last] = [0, height - 1];
+    while (first < height && !data[first * width + x]) first++;
+    while (last >= first && !data[last * width + x]) last--;
+    for (let y = first; y <= last; y++) result[y * width + x] = across[y * width + x];
+  }
+  return { width, height, data: result };
+}
+
+/** Area of the rectangle that has the second moments of the mask: 12 times the root of their determinant. */
+function rectangleArea({ width, data }) {
+  let [area, sumY, sumX, sumYY, sumXX, sumXY] = [0, 0, 0, 0, 0, 0];
+  data.forEach((is, i) => {
+    if (!is) return;
+    const [y, x] = [Math.floor(i / width), i % width];
+    area += 1;
+    sumY += y;
+    sumX += x;
+    sumYY += y * y;
+    sumXX += x * x;
+    sumXY += x * y;
+  });
+  const [middleY, middleX] = [sumY / area, sumX / area];
+  const pixel = 1 / 12; // the variance of a pixel's own area
+  const rows = sumYY / area - middleY * middleY + pixel;
+  const columns = sumXX / area - middleX * middleX + pixel;
+  const both = sumXY / area - middleY * middleX;
+  return 12 * Math.sqrt(rows * columns - both * both);
 }
 
 function count(data) {

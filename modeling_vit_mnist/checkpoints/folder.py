@@ -38,7 +38,7 @@ DEFAULT_MODEL = asset("vit-mnist-tiny")
 # The code that travels with every checkpoint.
 CODE_FILES = tuple(
     f"{name}_vit_mnist.py"
-    for name in ("configuration", "modeling", "image_processing", "grayscale", "framing", "deskewing")
+    for name in ("configuration", "modeling", "image_processing", "grayscale", "framing", "morphology", "deskewing")
 )
 # The files of a complete checkpoint.
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", *CODE_FILES, "README.md")

@@ -14,8 +14,9 @@ from matplotlib.ticker import FormatStrFormatter, NullFormatter, PercentFormatte
 
 from ..cli.errors import printable
 from ..cli.files import replacing
-from ..framing_vit_mnist import Framing, bounds
+from ..framing_vit_mnist import Framing
 from ..grayscale_vit_mnist import to_grayscale
+from ..morphology_vit_mnist import bounds
 
 BLUE, RED, GRAY = "#2563a8", "#c8372d", "#6b7280"
 STYLE = {

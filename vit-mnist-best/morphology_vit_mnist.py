@@ -1,0 +1,138 @@
+"""Operations on grayscale images (uint8) and masks (bool) that find and frame a digit. Needs Pillow and NumPy only.
+Travels with every checkpoint, so it imports nothing of this package. `demo/web/frame.js` computes the same."""
+
+import math
+
+import numpy as np
+import PIL.Image
+
+BILINEAR = PIL.Image.Resampling.BILINEAR
+
+
+def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """First row, last row + 1, first column and last column + 1 that hold a pixel of the mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def crop(mask: np.ndarray) -> np.ndarray:
+    top, bottom, left, right = bounds(mask)
+    return mask[top:bottom, left:right]
+
+
+def center_of_mass(gray: np.ndarray) -> tuple[float, float]:
+    """Row and column."""
+    mass = gray.astype(np.int64)
+    height, width = mass.shape
+    row, column = mass.sum(1) @ np.arange(height), mass.sum(0) @ np.arange(width)
+    return float(row / mass.sum()), float(column / mass.sum())
+
+
+def resize(gray: np.ndarray, height: float, width: float) -> np.ndarray:
+    """Rows, then columns; antialiased when shrinking. Both at once, Pillow chooses an order by its version."""
+    height, width = (max(1, round(extent)) for extent in (height, width))
+    rows = PIL.Image.fromarray(gray).resize((width, gray.shape[0]), BILINEAR)
+    return np.asarray(rows.resize((width, height), BILINEAR))
+
+
+def sliding_max(gray: np.ndarray, size: int) -> np.ndarray:
+    """The maximum in a square window of odd size around each pixel: a dilation. In log2(size) steps per axis."""
+    for _ in range(2):  # along columns, then along rows
+        around = np.arange(-(size // 2), len(gray) + size // 2).clip(0, len(gray) - 1)
+        gray, covered = gray[around], 1
+        while covered < size:
+            step = min(covered, size - covered)
+            gray = np.maximum(gray[:-step], gray[step:])
+            covered += step
+        gray = np.ascontiguousarray(gray.T)
+    return gray
+
+
+def sliding_min(gray: np.ndarray, size: int) -> np.ndarray:
+    return 255 - sliding_max(255 - gray, size)
+
+
+def blur(gray: np.ndarray) -> np.ndarray:
+    """Each pixel with its neighbors, weighted 1, 2, 1 along both axes."""
+    sums = np.pad(gray, 1, mode="edge").astype(np.int32)
+    sums = sums[:-2] + 2 * sums[1:-1] + sums[2:]
+    sums = sums[:, :-2] + 2 * sums[:, 1:-1] + sums[:, 2:]
+    return ((sums + 8) // 16).astype(np.uint8)
+
+
+def percentile(values: np.ndarray, percent: int) -> int:
+    rank = (values.size - 1) * percent // 100
+    return int(np.partition(values, rank)[rank])
+
+
+def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, first column and last column + 1 of each horizontal run of the mask, in reading order."""
+    changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (row, start), (_, end) = np.nonzero(changes == 1), np.nonzero(changes == -1)
+    return row, start, end
+
+
+def label_runs(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The number of the component of each run, by union-find. Runs that touch at a corner belong together."""
+    parent = list(range(len(row)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    rows, starts, ends = row.tolist(), start.tolist(), end.tolist()
+    above = 0
+    for run in range(len(rows)):
+        while rows[above] < rows[run] - 1 or (rows[above] == rows[run] - 1 and ends[above] < starts[run]):
+            above += 1
+        other = above
+        while other < run and rows[other] == rows[run] - 1 and starts[other] <= ends[run]:
+            first, second = sorted((root(other), root(run)))
+            parent[second] = first
+            other += 1
+    return np.unique([root(run) for run in range(len(rows))], return_inverse=True)[1]
+
+
+def stroke_width(mask: np.ndarray) -> float:
+    """Mean width of strokes, in pixels: twice the area over the perimeter, which is measured along four directions
+    (Crofton's formula)."""
+    padded = np.pad(mask, 1)
+    straight = int((padded[1:] != padded[:-1]).sum()) + int((padded[:, 1:] != padded[:, :-1]).sum())
+    diagonal = int((padded[1:, 1:] != padded[:-1, :-1]).sum()) + int((padded[1:, :-1] != padded[:-1, 1:]).sum())
+    return 2 * int(mask.sum()) / (np.pi / 8 * (straight + diagonal / 2**0.5))
+
+
+def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
+    """Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels: at most 40."""
+    squared = np.where(mask, 0, (limit + 1) ** 2).astype(np.int16)
+    for _ in range(2):  # along columns, then along rows
+        line = squared.copy()
+        for step in range(1, limit + 1):
+            np.minimum(squared[step:], line[:-step] + step**2, out=squared[step:])
+            np.minimum(squared[:-step], line[step:] + step**2, out=squared[:-step])
+        squared = np.ascontiguousarray(squared.T)
+    return squared
+
+
+def fill_spans(mask: np.ndarray) -> np.ndarray:
+    """The pixels that lie between pixels of the mask both in their row and in their column."""
+
+    def along_rows(mask: np.ndarray) -> np.ndarray:
+        column, width = np.arange(mask.shape[1]), mask.shape[1]
+        first, last = mask.argmax(1)[:, None], width - 1 - mask[:, ::-1].argmax(1)[:, None]
+        return mask.any(axis=1, keepdims=True) & (first <= column) & (column <= last)
+
+    return along_rows(mask) & along_rows(mask.T).T
+
+
+def rectangle_area(mask: np.ndarray) -> float:
+    """Area of the rectangle that has the second moments of the mask: 12 times the root of their determinant."""
+    row, column = np.nonzero(mask)
+    area, middle_row, middle_column = len(row), int(row.sum()) / len(row), int(column.sum()) / len(row)
+    pixel = 1 / 12  # the variance of a pixel's own area
+    rows = int((row * row).sum()) / area - middle_row * middle_row + pixel
+    columns = int((column * column).sum()) / area - middle_column * middle_column + pixel
+    both = int((row * column).sum()) / area - middle_row * middle_column
+    return 12 * math.sqrt(rows * columns - both * both)
