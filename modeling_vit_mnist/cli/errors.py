@@ -3,12 +3,14 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 
 # Packages that only some commands need, and the extra of this package that installs each.
 EXTRAS = {
     "matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "tensorboard": "logging",
 }  # fmt: skip
+LAUNCHER_DELAY = 5  # seconds within which a launcher ends the other processes after the first has failed
 CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
@@ -36,7 +38,9 @@ def describe_error(error: Exception) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run `main` and turn exceptions into one line on stderr and an exit code: 2 for [`UsageError`], 130 for Ctrl-C,
     141 where the reader of the output has gone, 1 for any other exception. `VIT_MNIST_DEBUG=1` shows the traceback
-    instead."""
+    instead. Of the processes of a launcher, the first one reports what stops them all; another one, what stops it
+    alone."""
+    is_first = int(os.environ.get("RANK", 0)) == 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the console's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
@@ -44,13 +48,16 @@ def run_script(main: Callable[[], None]) -> None:
         main()
         print(end="", flush=True)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        if is_first:
+            print("Interrupted.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             # The reader (`| head`) has closed the pipe. Without this, Python reports an error at shutdown.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(CLOSED_PIPE)  # not 0: files that were to follow the output have not been written
+        if not is_first:
+            time.sleep(LAUNCHER_DELAY)
         if os.environ.get("VIT_MNIST_DEBUG"):
             raise
         print(f"error: {describe_error(error)}", file=sys.stderr)
