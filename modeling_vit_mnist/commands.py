@@ -1,18 +1,23 @@
 """The four commands, as the scripts `run_*.py` and as `vit-mnist train | predict | visualize | export`."""
 
+import logging
+import os
 import sys
 from collections.abc import Callable
 
 import torch
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from .cli.arguments import RecipeParser
 from .cli.errors import run_script
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a command with one-line errors, and without transformers' progress bars for a few kilobytes."""
-    logging.disable_progress_bar()
+    """Run a command with one-line errors, and without transformers' progress bars for a few kilobytes. Of several
+    processes, the first one warns."""
+    disable_progress_bar()
+    if int(os.environ.get("RANK", 0)) > 0:
+        logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
     run_script(command)
 
 
@@ -30,12 +35,13 @@ def predict() -> None:
     """Predict digits of a dataset or of image files."""
     from .data.arguments import DataArguments
     from .inference.arguments import InferenceArguments
+    from .inference.parts import predict_parts
     from .inference.predict import run_inference
 
     parser = RecipeParser([InferenceArguments, DataArguments], description=predict.__doc__)
     args, data_args = parser.parse(sys.argv[1:])
     parser.warn_unused(args.used_flags(), "The prediction of files" if args.image else f"The {args.split} split")
-    run_inference(args, data_args)
+    (predict_parts if args.writes_parts else run_inference)(args, data_args)
 
 
 def visualize() -> None:

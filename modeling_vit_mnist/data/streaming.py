@@ -3,9 +3,10 @@
 A stream cannot be split by index. A hash of each encoded image decides whether it is held out, so the split is the
 same in any order and in any folder."""
 
+import functools
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -21,6 +22,7 @@ from .images import ImageDataset, check_labels, decode_images, read_encoded, wit
 CHUNK = 1000  # images read at a time
 SHUFFLE_BUFFER = 50_000  # images among which the next ones are drawn: about MNIST's size, and 40 MB
 MAX_SHARDS = 1000  # up to so many files are read in random order
+MIN_PARTS = 64  # fewer files are split further, if `datasets` can
 ALL_HASHES = (0, 2**32)
 TEXT = ("string", "large_string")
 
@@ -51,6 +53,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         shuffle_seed (`int`, *optional*): With the epoch, decides the order of the images. Default: the files' order.
         limit, num_images (`int`, *optional*): Take only the first images; how many there are, if they were counted.
         surveyed ([`Survey`], *optional*): What [`ImageStream.survey`] found in the whole split.
+        place (`str`): What messages call the images. Default: the split.
     """
 
     stream: datasets.IterableDataset
@@ -67,9 +70,11 @@ class ImageStream(torch.utils.data.IterableDataset):
     limit: int | None = None
     num_images: int | None = None
     surveyed: Survey | None = None
+    place: str = ""
 
     def __post_init__(self):
         self._epoch = shared_epoch()
+        self.place = self.place or f"the {self.split} split"
 
     def __len__(self) -> int:
         if self.num_images is None:
@@ -148,6 +153,23 @@ class ImageStream(torch.utils.data.IterableDataset):
             self.surveyed = Survey(np.array(hashes, np.uint32), found)
         return self.surveyed
 
+    @functools.cached_property
+    def parts(self) -> datasets.IterableDataset:
+        """The stream with a shard for each part: for each file, or, of a few parquet files, each row group."""
+        return self.stream.reshard() if self.stream.num_shards < MIN_PARTS else self.stream
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts [`ImageStream.part`] can give: as many as there are files, unless these are very many, since
+        `datasets` lists all files to find those of one part."""
+        shards = self.parts.num_shards
+        return min(shards, max(MIN_PARTS, 10_000_000 // shards))
+
+    def part(self, index: int) -> "ImageStream":
+        """Part `index` of `num_parts`: whole files, or row groups, that follow each other."""
+        shard = self.parts.shard(self.num_parts, index)
+        return replace(self, stream=shard, place=f"part {index} of the {self.split} split")
+
     def contents(self) -> tuple[np.ndarray, np.ndarray]:
         """Hashes (uint32) and classes (int64) of the images of the stream, in the files' order, after a survey."""
         survey = self.survey()
@@ -196,7 +218,7 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _read(self, draw: np.random.Generator | None) -> Iterator[ImageDataset]:
         """Chunks in the files' order, or file by file in a random order if all images are wanted and shuffled."""
         shards, left = self.stream.num_shards, self.limit
-        parts = [(f"the {self.split} split", self.stream)]
+        parts = [(self.place, self.stream)]
         if draw is not None and left is None and 1 < shards <= MAX_SHARDS:
             order = draw.permutation(shards).tolist()
             parts = [(f"file {index} of the {self.split} split", self.stream.shard(shards, index)) for index in order]

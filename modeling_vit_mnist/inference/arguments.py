@@ -1,5 +1,6 @@
 """Arguments of prediction and of the views."""
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from ..cli.errors import UsageError
 from ..data.arguments import DataArguments
 
 TABLES = (".jsonl", ".csv", ".parquet")
+QUIET_BEYOND = 5_000  # images
+NUM_SAMPLES = 64  # predicted by default
 MAX_SHOWN = 100  # images whose attention fits into one picture
 MAX_FRAMED = 20  # images whose framing fits into one picture
 
@@ -24,7 +27,9 @@ class _ModelChoice:
 class InferenceArguments(_ModelChoice):
     """Which model, which images, and what to write."""
 
-    num_samples: int = arg(64, "Predict the first N images of the split; 0 for all.")
+    num_samples: int | None = arg(
+        help=f"Predict the first N images of the split; 0 for all. Default: {NUM_SAMPLES}; all with --output FOLDER/."
+    )
     image: list[str] = arg([], "Predict these image files, folders or globs instead of a dataset.", nargs="+")
     do_center: bool | None = arg(
         help="Only center the ink as in MNIST. Default: find and frame the digit, whatever it is drawn on."
@@ -37,18 +42,33 @@ class InferenceArguments(_ModelChoice):
         help="Show as Pred:? what is probably no digit: images whose digit score is below this threshold. Without a "
         "number: the checkpoint's digit_score_threshold.", nargs="?", const=True,
     )  # fmt: skip
-    output: str | None = arg(help="Also write the predictions to this .jsonl, .csv or .parquet file.")
+    output: str | None = arg(
+        help="Also write the predictions to this .jsonl, .csv or .parquet file, or, with a / at the end, to parquet "
+        "parts in this folder, which several processes share and a second start completes."
+    )
     grid: str | None = arg(help="Also draw the images with their predictions to this .png file.")
+    quiet: bool | None = arg(
+        help=f"Print only the summary. Default: beyond {QUIET_BEYOND:,} images, and with --output FOLDER/."
+    )
     batch_size: int = arg(1000, "Images per forward pass.")
 
     def __post_init__(self):
+        if self.num_samples is None:
+            self.num_samples = 0 if self.writes_parts else NUM_SAMPLES
         for name, least in (("num_samples", 0), ("top_k", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.output and Path(self.output).suffix not in TABLES:
-            raise UsageError(f"--output must end in {', '.join(TABLES)}, got {self.output!r}.")
+        if self.output and not self.writes_parts and Path(self.output).suffix not in TABLES:
+            raise UsageError(
+                f"--output must end in {', '.join(TABLES)}, or in / for a folder of parts, got {self.output!r}."
+            )
         if self.grid and Path(self.grid).suffix != ".png":
             raise UsageError(f"--grid must end in .png, got {self.grid!r}.")
+
+    @property
+    def writes_parts(self) -> bool:
+        """Whether the output is a folder of parts."""
+        return bool(self.output) and self.output.endswith(("/", os.sep))
 
     def used_flags(self) -> set[str]:
         """The flags that these arguments use: fewer of them for image files."""

@@ -1,5 +1,7 @@
 """The classes of a model and those of a dataset, matched by name. Their numbers may differ."""
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,25 +34,64 @@ def match_classes(dataset_names: list[str], model_names: list[str]) -> tuple[tor
     return torch.tensor([numbers[name] for name in dataset_names]), names
 
 
+@dataclass
+class Tally:
+    """Counts of predicted images, which add up: all, without a digit, rejected, correct, and those of each class that
+    the model does not have. With `is_selective`, images without a prediction are no errors, and not among the
+    unknown."""
+
+    images: int = 0
+    without_digit: int = 0
+    rejected: int = 0
+    correct: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+    is_selective: bool = False
+
+    def add(self, predictions: torch.Tensor, labels: torch.Tensor, names: list[str], num_classes: int) -> None:
+        """Count images.
+
+        Args:
+            predictions (`torch.Tensor` of shape `(n,)`, int64): Below `num_classes`, the model's; -1 counts as wrong.
+            labels (`torch.Tensor` of shape `(n,)`, int64): Numbered as `names` by [`match_classes`]; empty for none.
+        """
+        self.images += len(predictions)
+        predictions = predictions[: len(labels)]
+        self.correct += int((predictions == labels).sum())
+        counted = labels[predictions >= 0] if self.is_selective else labels
+        self.unknown.update(names[number] for number in counted[counted >= num_classes].tolist())
+
+    def merge(self, other: "Tally") -> None:
+        """Add the counts of other images."""
+        for name in ("images", "without_digit", "rejected", "correct", "unknown"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def describe_others(self) -> list[str]:
+        """How many images have no digit, if there are any, and how many are rejected, if that was asked for."""
+        counts = [f"{self.without_digit:,} without a digit"] if self.without_digit else []
+        return counts + ([f"{self.rejected:,} rejected"] if self.is_selective else [])
+
+    def describe_accuracy(self, what: str) -> str:
+        """A line with the accuracy over `what`. Before it, if there are any, a line with the number of images whose
+        class the model does not have."""
+        total = self.images - (self.without_digit + self.rejected if self.is_selective else 0)
+        if not total:
+            return f"Accuracy: - (there are no {what})"
+        line = f"Accuracy: {self.correct / total:.2%} ({self.correct:,} of {total:,} {what})"
+        if not self.unknown:
+            return line
+        return (
+            f"The model does not know the class of {self.unknown.total():,} images "
+            f"({_shorten(sorted(self.unknown))}): they count as wrong.\n{line}"
+        )
+
+
 def describe_accuracy(
     predictions: torch.Tensor, labels: torch.Tensor, names: list[str], num_classes: int, what: str
 ) -> str:
-    """A line with the accuracy over `what`. Before it, if there are any, a line with the number of images whose class
-    the model does not have.
-
-    Args:
-        predictions (`torch.Tensor` of shape `(n,)`, int64): Below `num_classes`, the model's; -1 counts as wrong.
-        labels (`torch.Tensor` of shape `(n,)`, int64): Numbered as `names` by [`match_classes`].
-    """
-    correct, total = int((predictions == labels).sum()), len(labels)
-    if not total:
-        return f"Accuracy: - (there are no {what})"
-    line = f"Accuracy: {correct / total:.2%} ({correct:,} of {total:,} {what})"
-    unknown = labels[labels >= num_classes]
-    if not len(unknown):
-        return line
-    classes = _shorten([names[number] for number in unknown.unique().tolist()])
-    return f"The model does not know the class of {len(unknown):,} images ({classes}): they count as wrong.\n{line}"
+    """[`Tally.describe_accuracy`] of images whose predictions and labels are as in [`Tally.add`]."""
+    tally = Tally()
+    tally.add(predictions, labels, names, num_classes)
+    return tally.describe_accuracy(what)
 
 
 def _shorten(names: list[str], limit: int = 12) -> str:

@@ -4,7 +4,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from ..data.splits import load_images, stream_images
 from ..data.streaming import ImageStream
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
-from .arguments import InferenceArguments
-from .classes import class_names, describe_accuracy, match_classes
+from .arguments import QUIET_BEYOND, InferenceArguments
+from .classes import Tally, class_names, match_classes
 from .images import find_images, frames, read_images, report_blank_images
 
 GRID_IMAGES = 100
@@ -54,7 +55,10 @@ def predict(
     logits are not finite. `describe` names an image by its index in messages."""
     model.eval()
     logits = [torch.empty(0, model.config.num_labels)]
-    for batch in tqdm(images.split(batch_size), desc="Predict", unit=" batches", leave=False, disable=None):
+    is_short = len(images) <= batch_size
+    for batch in tqdm(
+        images.split(batch_size), desc="Predict", unit=" batches", leave=False, disable=is_short or None
+    ):
         logits.append(model(processor.rescale_and_normalize(batch.to(model.device))).logits.float().cpu())
     check_finite(torch.cat(logits), describe)
     return torch.cat(logits)
@@ -75,12 +79,102 @@ def check_finite(logits: torch.Tensor, describe: Callable[[int], str] = "image {
 def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     """Print one prediction per image, and write the other outputs requested. Raises [`UsageError`] for a wrong
     argument, before anything is written, and `FloatingPointError` for logits that are not finite."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("Several processes share a split only with --output FOLDER/: pass it, or start one process.")
     files = find_images(args.image)
-    dataset = data_args.dataset_name or os.environ.get(DATASET_VARIABLE)
     for path in filter(None, (args.output, args.grid)):
-        check_output(Path(path), files or ([Path(dataset)] if dataset else []))
+        check_output(Path(path), files or dataset_folders(data_args))
     if args.grid:
         from .plots import plot_predictions
+    classifier = load_classifier(args)
+    model, processor, names, threshold = classifier.model, classifier.processor, classifier.names, classifier.threshold
+
+    batches: Batches
+    if files:
+        images, files, found = read_images(files, processor, data_args.skip_bad_images)
+        if not frames(processor):
+            report_blank_images(images, files, processor)
+        # A name with bytes that are not UTF-8 is written with escapes.
+        named = [{"image": str(file).encode("utf-8", "backslashreplace").decode()} for file in files]
+        rows = [name | finding for name, finding in zip(named, found, strict=True)]
+        batches, what = [(images, rows, torch.empty(0, dtype=torch.int64))], "images"
+    else:
+        source = open_split(args, data_args, processor)
+        numbers, names = match_classes(source.names, names)
+        batches = with_rows(source.chunks() if isinstance(source, ImageStream) else [source], numbers, names)
+        what = printable(f"{args.split} images of {source.source}")
+    is_quiet, batches = is_long(batches) if args.quiet is None else (args.quiet, batches)
+
+    tally, seconds, drawn = Tally(is_selective=threshold is not None), 0.0, []
+    with writing_table(Path(args.output)) if args.output else nullcontext() as write:
+        for images, rows, labels in batches:
+            if tally.images == 0:
+                with torch.inference_mode():  # warm-up
+                    model(processor.rescale_and_normalize(images[:1].to(model.device)))
+            if args.grid and tally.images < GRID_IMAGES:
+                drawn += list(zip(images, rows, strict=True))[: GRID_IMAGES - tally.images]
+            seconds += classifier.predict(images, rows, labels, names, tally)
+            for row in rows:
+                has_others = row.pop("has_others", False)
+                if not is_quiet:
+                    print_prediction(row, has_others)
+            if write:
+                write(rows)
+        if tally.images == 0:
+            raise UsageError(f"There are no {what}.")
+
+    if is_quiet and args.quiet is None:
+        print(f"Predictions of more than {QUIET_BEYOND:,} images are not printed (--quiet no prints them).")
+    end = f"{tally.images / max(seconds, 1e-9):,.0f} images/s on {model.device}"
+    if files:
+        print(", ".join([f"{tally.images:,} {what}", *tally.describe_others(), end]))
+    else:
+        if tally.images < args.num_samples:
+            print(f"There are only {tally.images:,} images, fewer than --num_samples {args.num_samples:,}.")
+        what = what if threshold is None else f"accepted {what}"
+        print(", ".join([tally.describe_accuracy(what), *tally.describe_others(), end]))
+    if args.output:
+        print(f"Wrote {printable(args.output)}")
+    if args.grid:
+        plot_predictions(torch.stack([image for image, _ in drawn]), [row for _, row in drawn], Path(args.grid))
+        only = f" with the first {len(drawn)} images" if tally.images > len(drawn) else ""
+        print(f"Wrote {printable(args.grid)}{only}")
+
+
+@dataclass
+class Classifier:
+    """A checkpoint as the arguments use it: model, processor, names of the classes, and how it predicts."""
+
+    model: VitMnistForImageClassification
+    processor: VitMnistImageProcessor
+    names: list[str]
+    threshold: float | None
+    top_k: int
+    batch_size: int
+
+    def predict(
+        self, images: torch.Tensor, rows: list[dict], labels: torch.Tensor, names: list[str], tally: Tally
+    ) -> float:
+        """Add predictions to the rows of images, and count them. `names` are those of [`match_classes`]. Returns the
+        seconds of the pass."""
+        started = time.perf_counter()
+        image_names = [row.get("image") or f"image {row['index']}" for row in rows]
+        logits = predict(self.model, self.processor, images, self.batch_size, image_names.__getitem__)
+        seconds = time.perf_counter() - started
+        if frames(self.processor) and "image" not in rows[0]:  # framing makes an image black if it holds no digit
+            for index in (images.flatten(1).amax(1) == 0).nonzero()[:, 0].tolist():
+                rows[index]["problem"] = "there is no digit"
+        add_predictions(rows, logits, self.names, self.top_k, self.threshold)
+        predicted = logits.argmax(1)
+        predicted[torch.tensor([row["prediction"] is None for row in rows])] = -1
+        tally.add(predicted, labels, names, len(self.names))
+        tally.without_digit += sum(row["digit_score"] is None for row in rows)
+        tally.rejected += sum(row["prediction"] is None and row["digit_score"] is not None for row in rows)
+        return seconds
+
+
+def load_classifier(args: InferenceArguments) -> Classifier:
+    """The checkpoint that the arguments name, on their device. Raises [`UsageError`] for flags that do not fit it."""
     device = choose_device(args.device)
     model, processor = load_checkpoint(args.model)
     names = class_names(model)
@@ -99,105 +193,48 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         processor.do_center = args.do_center
     if args.do_invert is not None:
         processor.do_invert = "auto" if args.do_invert == "auto" else args.do_invert == "yes"
+    return Classifier(model, processor, names, threshold, args.top_k, args.batch_size)
 
-    batches: Batches
-    if files:
-        images, files, found = read_images(files, processor, data_args.skip_bad_images)
-        if not frames(processor):
-            report_blank_images(images, files, processor)
-        # A name with bytes that are not UTF-8 is written with escapes.
-        named = [{"image": str(file).encode("utf-8", "backslashreplace").decode()} for file in files]
-        rows = [name | finding for name, finding in zip(named, found, strict=True)]
-        batches, what = [(images, rows, torch.empty(0, dtype=torch.int64))], "images"
-    else:
-        batches, names, source = read_split(args, data_args, processor, names)
-        what = printable(f"{args.split} images of {source}")
 
-    total, without_digit, rejected, seconds, drawn, predictions, labels = 0, 0, 0, 0.0, [], [], []
-    with writing_table(Path(args.output)) if args.output else nullcontext() as write:
-        for images, rows, numbers in batches:
-            if total == 0:
-                with torch.inference_mode():  # warm-up
-                    model(processor.rescale_and_normalize(images[:1].to(device)))
-            image_names = [row.get("image") or f"image {row['index']}" for row in rows]
-            started = time.perf_counter()
-            logits = predict(model, processor, images, args.batch_size, image_names.__getitem__)
-            seconds += time.perf_counter() - started
-            if frames(processor) and not files:  # framing makes an image black if it holds no digit
-                for index in (images.flatten(1).amax(1) == 0).nonzero()[:, 0].tolist():
-                    rows[index]["problem"] = "there is no digit"
-            for row, values, score in zip(rows, logits.softmax(-1), digit_score(logits).tolist(), strict=True):
-                print_prediction(row, values, score, names, args.top_k, threshold)
-            predicted = logits.argmax(1)
-            predicted[torch.tensor([row["prediction"] is None for row in rows])] = -1
-            without_digit += sum(row["digit_score"] is None for row in rows)
-            rejected += sum(row["prediction"] is None and row["digit_score"] is not None for row in rows)
-            if write:
-                write(rows)
-            if args.grid and total < GRID_IMAGES:
-                drawn += list(zip(images, rows, strict=True))[: GRID_IMAGES - total]
-            total += len(rows)
-            predictions.append(predicted)
-            labels.append(numbers)
-        if total == 0:
-            raise UsageError(f"There are no {what}.")
-
-    counts = [f"{without_digit:,} without a digit"] if without_digit else []
-    counts += [f"{rejected:,} rejected"] if threshold is not None else []
-    end = ", ".join([*counts, f"{total / max(seconds, 1e-9):,.0f} images/s on {device}"])
-    if files:
-        print(f"{total:,} {what}, {end}")
-    else:
-        if total < args.num_samples:
-            print(f"There are only {total:,} images, fewer than --num_samples {args.num_samples:,}.")
-        answers, truth = torch.cat(predictions), torch.cat(labels)  # an image without a prediction counts as wrong
-        if threshold is not None:  # or, on request, not at all
-            answers, truth, what = answers[answers >= 0], truth[answers >= 0], f"accepted {what}"
-        print(f"{describe_accuracy(answers, truth, names, model.config.num_labels, what)}, {end}")
-    if args.output:
-        print(f"Wrote {printable(args.output)}")
-    if args.grid:
-        plot_predictions(torch.stack([image for image, _ in drawn]), [row for _, row in drawn], Path(args.grid))
-        only = f" with the first {len(drawn)} images" if total > len(drawn) else ""
-        print(f"Wrote {printable(args.grid)}{only}")
+def dataset_folders(data_args: DataArguments) -> list[Path]:
+    """The path of the dataset, if one is named."""
+    dataset = data_args.dataset_name or os.environ.get(DATASET_VARIABLE)
+    return [Path(dataset)] if dataset else []
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Raise [`UsageError`] unless a file can be written to `path` without changing one of the inputs, which are files,
     or folders of data."""
-    target = path.resolve()
-    for place in inputs:
-        if place.resolve() in (target, *target.parents):
-            raise UsageError(f"{path} would change the input {place}: choose another place for it.")
+    check_apart(path, inputs)
     if path.is_dir():
         raise UsageError(f"Cannot write to {path}: it is a folder.")
     check_writable(path.parent)
 
 
-def read_split(
-    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor, model_names: list[str]
-) -> tuple[Batches, list[str], str]:
-    """The images of a split with one row each, all at once or, from a stream, in chunks; the names of the classes of
-    model and dataset, as [`match_classes`] numbers them; and the split's source."""
-    source: ImageDataset | ImageStream
-    chunks: Iterable[ImageDataset]
+def check_apart(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise [`UsageError`] if `path` is one of the inputs, or inside one."""
+    target = path.resolve()
+    for place in inputs:
+        if place.resolve() in (target, *target.parents):
+            raise UsageError(f"{path} would change the input {place}: choose another place for it.")
+
+
+def open_split(
+    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor
+) -> ImageDataset | ImageStream:
+    """The split to predict, up to `--num_samples`."""
     if not data_args.streaming:
-        source = load_images(data_args, processor, [args.split])[args.split].take(args.num_samples or None)
-        chunks = [source]
-    else:
-        if args.num_samples:
-            limits = (data_args.max_train_samples, data_args.max_eval_samples)
-            train, other = (min(args.num_samples, limit or args.num_samples) for limit in limits)
-            data_args = replace(data_args, max_train_samples=train, max_eval_samples=other)
-        source = stream_images(data_args, processor, [args.split])[args.split]
-        chunks = source.chunks() if isinstance(source, ImageStream) else [source]
-    numbers, names = match_classes(source.names, model_names)
-    return _with_rows(chunks, numbers, names), names, source.source
+        return load_images(data_args, processor, [args.split])[args.split].take(args.num_samples or None)
+    if args.num_samples:
+        limits = (data_args.max_train_samples, data_args.max_eval_samples)
+        train, other = (min(args.num_samples, limit or args.num_samples) for limit in limits)
+        data_args = replace(data_args, max_train_samples=train, max_eval_samples=other)
+    return stream_images(data_args, processor, [args.split])[args.split]
 
 
-def _with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: list[str]) -> Batches:
+def with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: list[str]) -> Batches:
     """Images, one row each with the index in the split, the name of the class and no problem, and the number of the
-    class."""
+    class, as [`match_classes`] numbers them."""
     start = 0
     for chunk in chunks:
         labels = numbers[chunk.labels]
@@ -206,30 +243,50 @@ def _with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: lis
         start += len(chunk)
 
 
-def print_prediction(
-    row: dict, probabilities: torch.Tensor, score: float, names: list[str], top_k: int, threshold: float | None
+def is_long(batches: Batches) -> tuple[bool, Batches]:
+    """Whether there are more than [`QUIET_BEYOND`] images, and all of them: of a stream, so many are read first."""
+    batches, first, total = iter(batches), [], 0
+    while total <= QUIET_BEYOND and (batch := next(batches, None)) is not None:
+        first.append(batch)
+        total += len(batch[1])
+    return total > QUIET_BEYOND, chain(first, batches)
+
+
+def add_predictions(
+    rows: list[dict], logits: torch.Tensor, names: list[str], top_k: int, threshold: float | None
 ) -> None:
-    """Add the prediction from `probabilities` of shape `(classes,)` and the digit score to a row, and print it. A row
-    with a `problem`, which a score below the threshold is, gets `None`. `has_others` is printed, and removed."""
-    best = int(probabilities.argmax())
-    note = " (more than one digit: the clearest is read)" if row.pop("has_others", False) else ""
-    answer = "-" if row["problem"] else names[best]
-    row |= {"prediction": names[best], "probability": probabilities[best].item()}
-    row["digit_score"] = None if row["problem"] else score
-    if not row["problem"] and threshold is not None and score < threshold:
-        answer, row["problem"] = "?", f"the digit score is {score:.4f}, below {threshold:g}"
+    """Add the prediction from `logits` of shape `(n, classes)`, its probability and the digit score to each row. A row
+    with a `problem`, which a score below the threshold is, gets `None`."""
+    probabilities = logits.softmax(-1)
+    best = logits.argmax(1)
+    chosen = probabilities.gather(1, best[:, None])[:, 0].tolist()
+    scores = digit_score(logits).tolist()
+    top_values, top_numbers = (values.tolist() for values in probabilities.topk(top_k))
+    for at, (row, number) in enumerate(zip(rows, best.tolist(), strict=True)):
+        row["prediction"], row["probability"] = names[number], chosen[at]
+        row["digit_score"] = None if row["problem"] else scores[at]
+        if not row["problem"] and threshold is not None and scores[at] < threshold:
+            row["problem"] = f"the digit score is {scores[at]:.4f}, below {threshold:g}"
+        if top_k > 1:
+            row["top_k"] = {names[i]: p for i, p in zip(top_numbers[at], top_values[at], strict=True)}
+        if row["problem"]:
+            row |= {"prediction": None, "probability": None} | ({"top_k": None} if top_k > 1 else {})
+
+
+def print_prediction(row: dict, has_others: bool = False) -> None:
+    """Print a row of [`add_predictions`]."""
+    is_rejected = row["prediction"] is None and row["digit_score"] is not None
+    answer = "?" if is_rejected else "-" if row["problem"] else row["prediction"]
+    note = " (more than one digit: the clearest is read)" if has_others else ""
     start = row["image"] if "image" in row else f"Idx:{row['index']} GT:{row['label']}"
     line = f"{start} Pred:{answer}"
     if row["problem"]:
-        row |= {"prediction": None, "probability": None} | ({"top_k": None} if top_k > 1 else {})
-        note, top_k = f" ({row['problem']})", 1
+        note = f" ({row['problem']})"
     elif "image" in row:
         line += f" Prob:{row['probability']:.4f}"
     else:
         line += f" isAcc:{row['label'] == row['prediction']}"
-    if top_k > 1:
-        top = probabilities.topk(top_k)
-        row["top_k"] = {names[i]: p for p, i in zip(*map(torch.Tensor.tolist, top), strict=True)}
+    if row.get("top_k"):
         line += " Top:" + ",".join(f"{name}={p:.4f}" for name, p in row["top_k"].items())
     print(printable(line + note))
     print("-" * 30)
@@ -239,7 +296,6 @@ def print_prediction(
 def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
     """Yield a function that appends rows. The file is written completely or not at all."""
     import pandas
-    import pyarrow
     import pyarrow.parquet
 
     with replacing(path) as staging, ExitStack() as stack:
@@ -249,24 +305,34 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
 
         def write(rows: list[dict]) -> None:
             nonlocal writer
-            if "top_k" in rows[0]:
-                listed = [
-                    row["top_k"] and [{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows
-                ]
-                rows = [row | {"top_k": top_k} for row, top_k in zip(rows, listed, strict=True)]
-            table = pandas.DataFrame(rows)
-            if path.suffix == ".jsonl":
-                table.to_json(file, orient="records", lines=True, double_precision=15)
-            elif path.suffix == ".csv":
-                table.to_csv(file, index=False, header=file.tell() == 0)
+            if path.suffix == ".parquet":
+                table = to_arrow(rows, list(rows[0]))
+                writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema))
+                writer.write_table(table)
+            elif path.suffix == ".jsonl":
+                frame = pandas.DataFrame(_with_lists(rows))
+                frame.to_json(file, orient="records", lines=True, double_precision=15)
             else:
-                text, number = pyarrow.string(), pyarrow.float64()
-                numbers = {"index": pyarrow.int64(), "probability": number, "digit_score": number}
-                numbers["top_k"] = pyarrow.list_(pyarrow.struct({"label": text, "probability": number}))
-                # Of rows that are all null in a column, the type could not be inferred.
-                schema = pyarrow.schema([(name, numbers.get(name, text)) for name in rows[0]])
-                writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(file, schema))
-                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                pandas.DataFrame(_with_lists(rows)).to_csv(file, index=False, header=file.tell() == 0)
 
         yield write
         stack.close()  # before the file is renamed
+
+
+def to_arrow(rows: list[dict], columns: list[str]) -> Any:
+    """The rows as a `pyarrow.Table`. Of rows that are all null in a column, the type could not be inferred."""
+    import pyarrow
+
+    text, number, integer = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+    types = {"part": integer, "index": integer, "probability": number, "digit_score": number}
+    types["top_k"] = pyarrow.list_(pyarrow.struct({"label": text, "probability": number}))
+    schema = pyarrow.schema([(name, types.get(name, text)) for name in columns])
+    return pyarrow.Table.from_pylist(_with_lists(rows), schema)
+
+
+def _with_lists(rows: list[dict]) -> list[dict]:
+    """The rows, their `top_k` as lists: a table has no mappings of any names."""
+    if not rows or "top_k" not in rows[0]:
+        return rows
+    listed = [row["top_k"] and [{"label": k, "probability": p} for k, p in row["top_k"].items()] for row in rows]
+    return [row | {"top_k": top_k} for row, top_k in zip(rows, listed, strict=True)]
