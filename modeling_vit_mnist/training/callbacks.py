@@ -1,6 +1,5 @@
 """What happens between steps: reports, times, progress bars, the last checkpoint, updates of the Fisher matrix."""
 
-import math
 import sys
 import time
 from typing import Any
@@ -137,11 +136,11 @@ class FisherUpdateCallback(TrainerCallback):
         progress = step / (state.max_steps - warmup)
         for group in optimizer.param_groups:
             group["damping"] = args.damping * (args.final_damping / args.damping) ** progress
-        # Drawn from (seed, step) alone, so that a resumed run draws the same.
+        # Drawn from (seed, step) alone, so that a resumed run draws the same, and any number of processes.
         draw = np.random.default_rng((args.seed, state.global_step))
-        shares = (args.world_size, math.ceil(args.fisher_batch_size / args.world_size))
-        indices = draw.integers(len(self.dataset), size=shares)[args.process_index]
-        images = self.dataset.__getitems__(indices)["pixel_values"].to(args.device)
-        labels = torch.Generator(args.device).manual_seed(int(draw.integers(2**31)) + args.process_index)
-        gradients = per_sample_gradients(unwrap_model(model), images, labels)
+        drawn = draw.integers(len(self.dataset), size=args.fisher_batch_size)
+        first, end = (len(drawn) * rank // args.world_size for rank in (args.process_index, args.process_index + 1))
+        images = self.dataset.__getitems__(drawn[first:end])["pixel_values"].to(args.device)
+        labels = torch.Generator(args.device).manual_seed(int(draw.integers(2**31)))
+        gradients = per_sample_gradients(unwrap_model(model), images, labels, first=first, total=len(drawn))
         getattr(optimizer, "optimizer", optimizer).update_fisher(gradients)

@@ -62,17 +62,19 @@ class NaturalGradient(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_fisher(self, gradients: torch.Tensor) -> None:
-        """Update the matrix with per-sample gradients. With several processes, each must call it with the same number.
+        """Update the matrix with per-sample gradients. With several processes, each must call it with its share.
 
         Args:
             gradients (`torch.Tensor` of shape `(n, parameters)`): Of the negative log-likelihood of labels drawn from
                 the model's own predictions. With the labels of the data it would not be the Fisher matrix (Kunstner
                 et al., 2019, https://arxiv.org/abs/1905.12558).
         """
-        fisher = gradients.T @ gradients / len(gradients)  # (parameters, parameters)
+        fisher = gradients.T @ gradients  # (parameters, parameters)
+        count = fisher.new_tensor(len(gradients))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(fisher)
-            fisher /= dist.get_world_size()
+            dist.all_reduce(count)
+        fisher /= count
         state, group = self.state[self.params[0]], self.param_groups[0]
         state["fisher"] = torch.lerp(fisher, state["fisher"], group["fisher_decay"]) if "fisher" in state else fisher
         self.inverse = None
@@ -118,8 +120,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
 
 def per_sample_gradients(
-    model: nn.Module, pixel_values: torch.Tensor, generator: torch.Generator, chunk_size: int = 1024
-) -> torch.Tensor:
+    model: nn.Module, pixel_values: torch.Tensor, generator: torch.Generator, chunk_size: int = 1024,
+    first: int = 0, total: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Per-sample gradients for [`NaturalGradient.update_fisher`], with labels drawn from the model's predictions.
 
     Args:
@@ -127,6 +130,8 @@ def per_sample_gradients(
         pixel_values (`torch.Tensor` of shape `(n, channels, height, width)`): Training images.
         generator: Draws the labels, on the device of the model.
         chunk_size: Images per pass, which limits memory.
+        first, total: Of several processes, each passes its share of `total` images, which begins at image `first`. It
+            draws the labels that one process would.
 
     Returns a `torch.Tensor` of shape `(n, parameters)`, in the order of `model.parameters()`. Raises
     `FloatingPointError` if a prediction is not finite.
@@ -138,12 +143,18 @@ def per_sample_gradients(
         return F.cross_entropy(logits.float(), label.unsqueeze(0))
 
     per_sample = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    rows = []
-    for images in pixel_values.split(chunk_size):
+    rows = [next(model.parameters()).new_empty(0, sum(weight.numel() for weight in parameters.values()))]
+    noise = None
+    for start in range(0, len(pixel_values), chunk_size):
+        images = pixel_values[start : start + chunk_size]
         with torch.no_grad():
             probabilities = model(images).logits.float().softmax(-1)
-        if not probabilities.isfinite().all():  # `multinomial` would end the use of a GPU
+        if not probabilities.isfinite().all():
             raise FloatingPointError("the model's predictions are not finite")
-        labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        if noise is None:  # that of `torch.multinomial`, which could not begin with image `first`
+            sizes = [len(chunk) for chunk in torch.arange(total or len(pixel_values)).split(chunk_size)]
+            shapes = [(size, probabilities.shape[1]) for size in sizes]
+            noise = torch.cat([probabilities.new_empty(shape).exponential_(generator=generator) for shape in shapes])
+        labels = (probabilities / noise[first + start :][: len(images)]).argmax(1)
         rows.append(torch.cat([g.flatten(1) for g in per_sample(parameters, images, labels).values()], dim=1))
     return torch.cat(rows)
