@@ -61,6 +61,18 @@ class VitMnistTrainer(Trainer):
             raise FloatingPointError(f"the loss is {loss:g}")
         return loss
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Each image of an epoch counts once. Several processes repeat images to fill the last batch: their labels are
+        replaced by the one that losses ignore, and the loss is divided by the mean number of the others."""
+        state, world_size = self.accelerator.gradient_state, self.args.world_size
+        if world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        labels = batch_samples[-1]["labels"]
+        own = min(max(0, state.remainder - self.args.process_index * len(labels)), len(labels))
+        labels[own:] = -100
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        return count if self.args.average_tokens_across_devices else count - own + state.remainder / world_size
+
     def prediction_step(self, *args, **kwargs):
         loss, logits, labels = super().prediction_step(*args, **kwargs)
         for name, values in (("the loss", loss), ("a logit", logits)):
