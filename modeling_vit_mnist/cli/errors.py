@@ -10,7 +10,7 @@ from collections.abc import Callable
 EXTRAS = {
     "matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "tensorboard": "logging",
 }  # fmt: skip
-LAUNCHER_DELAY = 5  # seconds within which a launcher ends the other processes after the first has failed
+LAUNCHER_DELAY = 20  # seconds in which the first process fails as well, and the launcher ends the others
 CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
