@@ -4,6 +4,7 @@ A stream cannot be split by index. A hash of each encoded image decides whether 
 same in any order and in any folder."""
 
 import functools
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         shuffle_seed (`int`, *optional*): With the epoch, decides the order of the images. Default: the files' order.
         limit, num_images (`int`, *optional*): Take only the first images; how many there are, if they were counted.
         surveyed ([`Survey`], *optional*): What [`ImageStream.survey`] found in the whole split.
+        table (`datasets.Dataset`, *optional*): What is streamed, if it is on this disk as a table.
         place (`str`): What messages call the images. Default: the split.
     """
 
@@ -70,6 +72,7 @@ class ImageStream(torch.utils.data.IterableDataset):
     limit: int | None = None
     num_images: int | None = None
     surveyed: Survey | None = None
+    table: datasets.Dataset | None = None
     place: str = ""
 
     def __post_init__(self):
@@ -155,13 +158,16 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     @functools.cached_property
     def parts(self) -> datasets.IterableDataset:
-        """The stream with a shard for each part: for each file, or, of a few parquet files, each row group."""
+        """The stream with a shard for each part: a file; of a few parquet files, a row group; of a table, a range."""
+        if self.table is not None:
+            num_shards = min(MIN_PARTS, math.ceil(len(self.table) / CHUNK))
+            return without_decoding(self.table.to_iterable_dataset(num_shards), self.columns[0])
         return self.stream.reshard() if self.stream.num_shards < MIN_PARTS else self.stream
 
     @property
     def num_parts(self) -> int:
         """How many parts [`ImageStream.part`] can give: as many as there are files, unless these are very many, since
-        `datasets` lists all files to find those of one part."""
+        `datasets` lists all files to find those of one part. Images in files of their own are one part."""
         shards = self.parts.num_shards
         return min(shards, max(MIN_PARTS, 10_000_000 // shards))
 
@@ -286,9 +292,11 @@ def open_stream(
     args: DataArguments,
 ) -> ImageStream:  # fmt: skip
     """A split of the dataset as a stream. Its names are empty if its labels are text."""
+    table = None
     if not isinstance(dataset, datasets.IterableDataset):
         if len(dataset) == 0:
             raise UsageError(f"The {split} split of {source} is empty.")
+        table = dataset.select_columns(list(columns))
         dataset = dataset.to_iterable_dataset()
     image_column, label_column = columns
     feature = dataset.features[label_column]
@@ -304,7 +312,7 @@ def open_stream(
     stream = without_decoding(dataset.select_columns(list(columns)), image_column)
     return ImageStream(
         stream, split, source, names, processor, columns, hash_seed=args.split_seed,
-        skip_bad_images=args.skip_bad_images,
+        skip_bad_images=args.skip_bad_images, table=table,
     )  # fmt: skip
 
 

@@ -48,8 +48,9 @@ class InferenceArguments(_ModelChoice):
     )
     grid: str | None = arg(help="Also draw the images with their predictions to this .png file.")
     quiet: bool | None = arg(
-        help=f"Print only the summary. Default: beyond {QUIET_BEYOND:,} images, and with --output FOLDER/."
-    )
+        help=f"Print only the summary. Default: beyond {QUIET_BEYOND:,} images, and with --output FOLDER/.", nargs="?",
+        const=True,
+    )  # fmt: skip
     batch_size: int = arg(1000, "Images per forward pass.")
 
     def __post_init__(self):

@@ -29,8 +29,9 @@ from ..cli.errors import UsageError, printable
 from ..cli.files import locked, replacing, write_text
 from ..data.arguments import DEFAULT_DATASET, DataArguments
 from ..data.images import ImageDataset
-from ..data.splits import fingerprint
-from ..data.streaming import CHUNK, MIN_PARTS, ImageStream
+from ..data.splits import fingerprint, stream_images
+from ..data.streaming import ALL_HASHES, CHUNK, MIN_PARTS, ImageStream
+from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import InferenceArguments
 from .classes import Tally, match_classes
 from .predict import (
@@ -64,12 +65,6 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
     for name in ("image", "grid"):
         if getattr(args, name):
             raise UsageError(f"--{name} does not go with the folder --output {args.output}: name a file there.")
-    limit = data_args.max_train_samples if args.split == "train" else data_args.max_eval_samples
-    if data_args.streaming and (args.num_samples or limit):
-        raise UsageError(
-            f"The folder --output {args.output} takes all images of a stream: leave out --num_samples and "
-            "--max_..._samples, or --streaming."
-        )
     folder = Path(args.output)
     check_apart(folder, dataset_folders(data_args))
     rank, num_processes = start_processes()
@@ -77,7 +72,7 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
         args = replace(args, device=f"{device.type}:{local_rank % torch.accelerator.device_count()}")
     classifier = load_classifier(args)
-    source = open_split(args, data_args, classifier.processor)
+    source = open_source(args, data_args, classifier.processor)
     numbers, names = match_classes(source.names, classifier.names)
     if isinstance(source, ImageStream):
         num_parts, advice = source.num_parts, ": split its files, or leave out --streaming"
@@ -128,6 +123,25 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
         dist.destroy_process_group()
 
 
+def open_source(
+    args: InferenceArguments, data_args: DataArguments, processor: VitMnistImageProcessor
+) -> ImageDataset | ImageStream:
+    """The split, as a stream, so that each process decodes only its parts. In memory, without `--streaming`, are the
+    first images of a split, and a split that is taken from another one by class. Raises [`UsageError`] for the first
+    images of a stream."""
+    limit = args.num_samples or (data_args.max_train_samples if args.split == "train" else data_args.max_eval_samples)
+    if limit and data_args.streaming:
+        raise UsageError(
+            f"The folder --output {args.output} takes all images of a stream: leave out --num_samples and "
+            "--max_..._samples, or --streaming."
+        )
+    if not limit:
+        source = stream_images(data_args, processor, [args.split])[args.split]
+        if data_args.streaming or (isinstance(source, ImageStream) and source.hash_range == ALL_HASHES):
+            return source
+    return open_split(args, data_args, processor)
+
+
 def start_processes() -> tuple[int, int]:
     """Rank of this process and number of all. Those of `accelerate launch` or `torchrun` are connected by gloo, on any
     device: they exchange only counts."""
@@ -170,6 +184,18 @@ def describe_run(
     num_parts: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What the predictions depend on: flags by name, and hashes of the checkpoint and of the dataset."""
+    flags = {**vars(args), **vars(data_args)}
+    return {  # the flags first: they change the rest, and the first difference is reported
+        **{name: value for name, value in flags.items() if name not in NOT_RECORDED},
+        "dataset": f"{source.source} {_fingerprint(source, data_args)}",
+        "checkpoint": hash_checkpoint(classifier),
+        "reject": classifier.threshold,
+        "parts": num_parts,
+    }
+
+
+def hash_checkpoint(classifier: Classifier) -> str:
+    """16 hex digits that depend on the weights, the network and the settings of the processor."""
     model, processor = classifier.model, classifier.processor
     config = {field.name: getattr(model.config, field.name) for field in fields(model.config)}
     settings = [
@@ -179,14 +205,7 @@ def describe_run(
     state = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8)
     for weight in model.state_dict().values():
         state.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
-    flags = {**vars(args), **vars(data_args)}
-    return {
-        "checkpoint": state.hexdigest(),
-        "dataset": f"{source.source} {_fingerprint(source, data_args)}",
-        "parts": num_parts,
-        "reject": classifier.threshold,
-        **{name: value for name, value in flags.items() if name not in NOT_RECORDED},
-    }
+    return state.hexdigest()
 
 
 def _fingerprint(source: ImageDataset | ImageStream, data_args: DataArguments) -> str:
