@@ -13,7 +13,9 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -104,22 +106,30 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "vit-mnist-tiny"))
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
     parser.add_argument("--images", type=positive, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=0, help="Rounds of one process against two.")
+    parser.add_argument("--rounds", type=int, default=0, help="Only compare one process and two, so many times.")
     parser.add_argument("--shift", action="store_true", help="Also move the digits away from the center.")
     parser.add_argument("--folder", help="Where to work. Default: a temporary folder.")
     args = parser.parse_args()
+    print(f"{Path(args.model).name}; {describe_machine()}")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         make_images(folder / "images", args.images, args)
         size = sum(path.stat().st_size for path in (folder / "images").iterdir())
         print(f"{args.images:,} images in {FILES} files, {size / 1e6:,.0f} MB", flush=True)
         times: dict[int, list[float]] = {1: [], 2: []}
+        rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(args.rounds):
             for processes, each in times.items():
-                each.append(predict(folder / "images", folder / "out", processes, args)["seconds"])
+                run = predict(folder / "images", folder / "out", processes, args)
+                each.append(run["seconds"])
+                rates[processes].append(float(re.search(r"([\d,]+) images/s", run["out"])[1].replace(",", "")))
                 shutil.rmtree(folder / "out")
         if args.rounds:
-            print(f"Two processes are {compare(times[1], times[2])} times one, with their start", flush=True)
+            print(
+                f"Two processes are {compare(rates[2], rates[1])} times one, {compare(times[1], times[2])} with their "
+                f"start; one predicts {statistics.median(rates[1]):,.0f} images/s"
+            )
+            return
         for step, kill_after in (("cut off", 0.5), ("gone on", 0)):
             before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("part-*")}
             run = predict(folder / "images", folder / "out", 2, args, kill_after)
@@ -134,7 +144,6 @@ def main() -> None:
             )
         print("\n".join(line for line in run["out"].splitlines() if line.startswith(("Accuracy", "100 parts"))))
         check(folder / "out", args.images)
-    print(f"{Path(args.model).name}; {describe_machine()}")
 
 
 if __name__ == "__main__":

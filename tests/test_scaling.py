@@ -309,5 +309,5 @@ def test_ray_predicts_what_one_process_predicts(infer, files, tmp_path):
     assert "5 files, 4 of them finished before" in done.stdout and "200 images in 1 files" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert pyarrow.parquet.read_table(tmp_path / "out" / "test-2-of-5.parquet") == tables["test-2-of-5.parquet"]
-    done = run("--model", ROOT / "vit-mnist-best")
+    done = run("--model", ROOT / "vit-mnist-best")  # refused before Ray starts
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "of another run" in done.stderr
