@@ -28,6 +28,7 @@ from ..checkpoints.settings import BASE_FIELDS, UNUSED
 from ..cli.errors import UsageError, printable
 from ..cli.files import locked, replacing, write_text
 from ..data.arguments import DEFAULT_DATASET, DataArguments
+from ..data.folders import _list_files
 from ..data.images import ImageDataset
 from ..data.splits import fingerprint, stream_images
 from ..data.streaming import ALL_HASHES, CHUNK, MIN_PARTS, ImageStream
@@ -219,11 +220,8 @@ def _fingerprint(source: ImageDataset | ImageStream, data_args: DataArguments) -
             return str(huggingface_hub.HfApi().dataset_info(str(folder)).sha)
         except Exception:  # offline, from the cache
             return ""
-    files = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-        files += [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    found = [(file, (folder / file).stat()) for file in _list_files(folder)]
+    files = [(file.as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in found]
     return hashlib.blake2b(json.dumps(files).encode(), digest_size=8).hexdigest()
 
 
@@ -308,6 +306,8 @@ def write_summary(folder: Path, run: dict[str, Any], tallies: dict[int, Tally]) 
         parts.append({"file": name, "first_index": total.images, "images": tally.images})
         total.merge(tally)
         total.is_selective = tally.is_selective
+    if missing := {part["file"] for part in parts} - {path.name for path in folder.iterdir()}:
+        logger.warning("%d parts are not in %s: all machines must share this folder.", len(missing), folder)
     content = {"run": run, "counts": asdict(total), "parts": parts}
     if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != json.loads(json.dumps(content)):
         write_text(folder / MANIFEST, json.dumps(content, indent=2))
