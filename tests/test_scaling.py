@@ -269,6 +269,18 @@ def test_flags_that_do_not_go_with_parts_are_refused(infer, files, tmp_path, fla
     assert done.code == 2 and message in done.err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("differs", [{"checkpoint": "0123456789abcdef"}, {"parts": 7}])
+def test_processes_with_other_copies_of_the_inputs_are_refused(infer, files, tmp_path, monkeypatch, differs):
+    def from_main(function):
+        run, tallies = function()
+        return run | differs, tallies
+
+    monkeypatch.setattr(parts, "_from_main", from_main)
+    done = infer(files, f"{tmp_path / 'out'}/", "--streaming")
+    assert done.code == 2 and "another copy of the checkpoint or the dataset" in done.err
+    assert not times(tmp_path / "out")
+
+
 def test_a_folder_with_other_files_is_refused(infer, files, tmp_path):
     (tmp_path / "mine.txt").touch()
     done = infer(files, f"{tmp_path}/")

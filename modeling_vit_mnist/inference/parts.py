@@ -96,6 +96,8 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
             return run, prepare_folder(folder, run)
 
         run, tallies = _from_main(open_folder)
+        if (hash_checkpoint(classifier), num_parts) != (run["checkpoint"], run["parts"]):
+            raise UsageError(f"Process {rank} has another copy of the checkpoint or the dataset than process 0.")
         left = [part for part in range(num_parts) if part not in tallies]
         if rank == 0:
             print(f"{num_parts:,} parts" + (f", {len(tallies):,} of them finished before" if tallies else ""))
