@@ -75,7 +75,7 @@ class InferenceArguments(_ModelChoice):
         """The flags that these arguments use: fewer of them for image files."""
         own = {field.name for field in fields(self)}
         if self.image:
-            return own - {"split", "num_samples"} | {"skip_bad_images"}
+            return own - {"split", "num_samples"} | {"skip_bad_images", "max_pixels"}
         return own | _data_flags(self.split)
 
 
@@ -103,7 +103,7 @@ class VisualizeArguments(_ModelChoice):
             "attention": {"index", *on_a_split},
             "training": {"model", "output_dir"},
             "mistakes": on_a_split,
-            "framing": {"model", "image", "output_dir", "skip_bad_images"},
+            "framing": {"model", "image", "output_dir", "skip_bad_images", "max_pixels"},
         }[view]
 
 

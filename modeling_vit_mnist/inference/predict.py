@@ -177,6 +177,7 @@ def load_classifier(args: InferenceArguments) -> Classifier:
     """The checkpoint that the arguments name, on their device. Raises [`UsageError`] for flags that do not fit it."""
     device = choose_device(args.device)
     model, processor = load_checkpoint(args.model)
+    processor.max_pixels = data_args.max_pixels
     names = class_names(model)
     if args.top_k > len(names):
         raise UsageError(f"--top_k must be at most {len(names)}, the number of classes, got {args.top_k}.")

@@ -126,8 +126,9 @@ def view_framing(args: VisualizeArguments, data_args: DataArguments) -> None:
     path = Path(args.output_dir) / "framing.png"
     check_output(path, files)
     processor = load_checkpoint(args.model)[1]
+    processor.max_pixels = data_args.max_pixels
     files = read_images(files, processor, data_args.skip_bad_images)[1]
-    pictures = [open_image(file) for file in files]
+    pictures = [open_image(file, processor.max_pixels) for file in files]
     framings = []
     for picture in pictures:
         gray = processor.process_image(picture)
