@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..cli.arguments import arg
 from ..cli.errors import UsageError
+from ..grayscale_vit_mnist import MAX_IMAGE_PIXELS
 
 DEFAULT_DATASET = "ylecun/mnist"
 DATASET_VARIABLE = "VIT_MNIST_DATASET"
@@ -36,9 +37,10 @@ class DataArguments:
         False,
         "Skip images that cannot be read, with a warning, instead of stopping. To count a stream, decode it first.",
     )
+    max_pixels: int = arg(MAX_IMAGE_PIXELS, "Refuse images of more pixels, before they are decoded.")
 
     def __post_init__(self):
-        for name in ("num_labels", "max_train_samples", "max_eval_samples"):
+        for name in ("num_labels", "max_train_samples", "max_eval_samples", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}.")

@@ -3,7 +3,6 @@
 The image processor decodes each image once and normalizes each batch, so the model sees what the processor makes of
 an image, whatever the source."""
 
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -17,20 +16,19 @@ import torch
 from datasets.utils.file_utils import xopen
 
 from ..cli.errors import UsageError
-from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
+from ..grayscale_vit_mnist import MAX_IMAGE_PIXELS, NOT_OPENED, UnreadableImageError, open_image, read_file
+from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
-# Formats that Pillow knows but cannot decode by itself: it needs other programs, or code that is not there.
-NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 MAX_PIXELS = 50_000_000  # of decoded images before they are resized: several photos, or all digits of a chunk
 
 
 def image_suffixes() -> set[str]:
-    """The suffixes of the image formats that Pillow decodes, in lower case."""
+    """The suffixes of the image formats that are opened, in lower case."""
     formats = PIL.Image.registered_extensions().items()
-    return {suffix for suffix, name in formats if name in PIL.Image.OPEN and name not in NOT_DECODED}
+    return {suffix for suffix, name in formats if name in PIL.Image.OPEN and name not in NOT_OPENED}
 
 
 @dataclass
@@ -119,16 +117,19 @@ def without_decoding(dataset: Any, image_column: str) -> Any:
     return dataset.with_format("numpy")
 
 
-def read_encoded(item: dict[str, Any]) -> bytes:
-    """Content of an encoded image, as `datasets.Image(decode=False)` gives it: in memory, in a file or at a URL."""
+def read_encoded(item: dict[str, Any], max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
+    """Content of an encoded image, as `datasets.Image(decode=False)` gives it: in memory, in a file or at a URL. Raises
+    `OSError`, or `ValueError` as [`read_file`]."""
     content, path = item.get("bytes"), item.get("path")
     if content is not None:
         return content
     if path is None:
         raise ValueError("there is no image")
+    if "://" in path:
+        with xopen(path, "rb") as file:
+            return file.read()
     # Absolute, so that an error shows where a relative path of a table was looked for: in the working directory.
-    with xopen(path, "rb") if "://" in path else open(os.path.abspath(path), "rb") as file:
-        return file.read()
+    return read_file(os.path.abspath(path), max_pixels)
 
 
 def decode_images(
@@ -171,7 +172,8 @@ def decode_image(
     try:
         if item is None:
             raise ValueError("there is no image")
-        source: Any = open_image(io.BytesIO(read_encoded(item))) if isinstance(item, dict) else np.asarray(item)
+        is_encoded, limit = isinstance(item, dict), processor.max_pixels
+        source: Any = open_image(read_encoded(item, limit), limit) if is_encoded else np.asarray(item)
         image = processor.process_image(source, processor.background)
         size = (processor.size["height"], processor.size["width"])
         if image.shape != size and not (processor.do_resize or processor.do_center or processor.do_frame):
@@ -179,8 +181,9 @@ def decode_image(
         return image
     except Exception as error:  # Pillow's decoders raise exceptions of many kinds for corrupt files
         name = (item.get("path") if isinstance(item, dict) else None) or name
-        is_unknown = isinstance(error, PIL.UnidentifiedImageError)
-        reason = "no image that Pillow knows" if is_unknown else str(error).rstrip(".") or type(error).__name__
+        reason = str(error).rstrip(".") or type(error).__name__
+        if isinstance(error, UnreadableImageError):
+            reason = reason.replace("The file", "it", 1).replace("max_pixels=", "--max_pixels ")
         if not skip_bad_images:
             raise UsageError(f"Cannot read {name}: {reason}. Pass --skip_bad_images to skip such images.") from error
         if not is_quiet:

@@ -126,6 +126,7 @@ def open_splits(
     [`UsageError`] if `train` is needed and missing, or the classes of the splits cannot be matched or contradict
     `--num_labels`."""
     raw, source = load_raw(args)
+    processor.max_pixels = args.max_pixels
     held_out = []
     if "train" in splits or not set(splits) <= set(raw):
         if "train" not in raw:
