@@ -219,6 +219,12 @@ class VitMnistConfig(PreTrainedConfig):
         """Number of patches in an image of `image_size`, without the CLS token."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_weights(self) -> int:
+        """Number of parameters, without the few biases and LayerNorms: known before there is a model."""
+        width, rows = self.hidden_size, self.num_channels * self.patch_size**2 + self.num_patches + self.num_labels
+        return width * (rows + self.num_hidden_layers * (4 * width + 2 * self.intermediate_size))
+
     def validate_sizes(self):
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
         for name in (*sizes, "patch_size", "num_channels"):
@@ -237,10 +243,8 @@ class VitMnistConfig(PreTrainedConfig):
 
         if self.num_patches > MAX_PATCHES:
             raise ValueError(f"An image must have at most {MAX_PATCHES} patches, got {self.num_patches}.")
-        width, rows = self.hidden_size, self.num_channels * self.patch_size**2 + self.num_patches + self.num_labels
-        num_parameters = width * (rows + self.num_hidden_layers * (4 * width + 2 * self.intermediate_size))
-        if num_parameters > MAX_PARAMETERS:
-            raise ValueError(f"A network must have at most {MAX_PARAMETERS} parameters, got {num_parameters}.")
+        if self.num_weights > MAX_PARAMETERS:
+            raise ValueError(f"A network must have at most {MAX_PARAMETERS} parameters, got {self.num_weights}.")
 
     def validate_ranges(self):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):

@@ -96,7 +96,7 @@ def check_pixels(shape: tuple[int, ...], name: str, max_pixels: int) -> None:
     if np.prod(shape, dtype=object) > max_pixels:
         size = "x".join(map(str, shape))
         raise UnreadableImageError(
-            f"{name} holds an image of {size} pixels, more than max_pixels={max_pixels}: raise it if you trust the file."
+            f"{name} holds an image of {size} pixels, more than max_pixels={max_pixels}: raise it to read the file."
         )
 
 
@@ -105,8 +105,8 @@ def _max_bytes(max_pixels: int) -> int:
 
 
 def read_file(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
-    """The content of an image file, up to one byte more than is allowed. Raises `OSError`, or `ValueError` if it is not
-    a regular file: a pipe or a device may never end."""
+    """The content of an image file, up to one byte more than is allowed. Raises `OSError`, or `ValueError` if it is
+    not a regular file: a pipe or a device may never end."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UnreadableImageError(f"{str(path)!r} is a pipe or a device, not a regular file.")

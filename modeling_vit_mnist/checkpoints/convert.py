@@ -12,10 +12,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.models.vit import ViTConfig, ViTForImageClassification
 
 from ..cli.errors import UsageError
-from ..configuration_vit_mnist import VitMnistConfig
+from ..configuration_vit_mnist import LABELS, LIMITS, VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import UNREADABLE, check_dtypes, check_shapes, check_usable, quiet, read_record
+from .checks import check_dtypes, check_files, check_number, check_shapes
+from .folder import UNREADABLE, check_usable, quiet, read_record
 from .settings import (
     BASE_FIELDS,
     FRAMING,
@@ -132,6 +133,8 @@ def import_checkpoint(
     path = Path(path)
     if not path.exists():
         raise UsageError(f"No file or folder {str(path)!r}. Only local ones can be imported: download it first.")
+    if path.is_dir():
+        check_files(path)
     if not path.is_dir():
         model = from_timm(read_state(path), num_attention_heads)
         logger.warning(
@@ -150,7 +153,7 @@ def import_checkpoint(
 
 def _import_hf_vit(folder: Path, record: dict) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
     try:
-        check_dtypes(str(folder), record, location={})
+        check_number(str(folder), check_dtypes(str(folder), record, location={}), _sizes(record))
         with quiet():
             theirs, info = ViTForImageClassification.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True
@@ -187,6 +190,17 @@ def _import_hf_vit(folder: Path, record: dict) -> tuple[VitMnistForImageClassifi
     except (KeyError, RuntimeError, ValueError, StrictDataclassError) as error:
         raise UsageError(f"{folder} holds a ViT that cannot be imported: {' '.join(str(error).split())}") from error
     return model, _import_hf_vit_processor(folder, own.image_size)
+
+
+def _sizes(record: dict) -> VitMnistConfig:
+    """The sizes in the `config.json` of a transformers ViT, as far as ours has them. Raises `ValueError`, or what
+    huggingface_hub raises, for impossible ones."""
+    record = ViTConfig().to_dict() | record
+    sizes = VitMnistConfig()
+    for name in {*LIMITS, *LABELS} & record.keys():
+        if record[name] is not None:
+            setattr(sizes, name, max(record[name]) if isinstance(record[name], list) else record[name])
+    return sizes
 
 
 def _import_hf_vit_processor(folder: Path, image_size: int) -> VitMnistImageProcessor:

@@ -22,15 +22,16 @@ from huggingface_hub.errors import HTTPError  # any failed connection
 from huggingface_hub.utils import yaml_dump
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
-from transformers.modeling_utils import _get_resolved_checkpoint_files, load_state_dict
 from transformers.utils.hub import cached_file, resolve_revision
 
 from ..cli.assets import asset
 from ..cli.errors import UsageError
 from ..cli.files import replacing_files
+from ..cli.inputs import read_text
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
+from .checks import check_dtypes, check_files, check_number, check_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ UNREADABLE = (
 )  # fmt: skip
 # Arguments of `from_pretrained` that say where to look.
 LOCATION = ("revision", "subfolder", "token", "cache_dir", "force_download", "local_files_only")
-# The types of weights that the model computes in.
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Pen strokes in an image of 28x28 pixels: the examples of the card's widget.
 EXAMPLES = {
     "2": [(8, 9), (12, 5), (18, 7), (17, 13), (8, 22), (21, 22)],
@@ -89,6 +88,7 @@ def load_checkpoint(
             raise UsageError(f"{folder} holds no checkpoint: config.json is missing.")
         if not any(folder.glob("*.safetensors")):
             raise UsageError(f"{folder} holds no weights: model.safetensors is missing.")
+        check_files(folder)
     elif os.path.isfile(name):
         raise UsageError(f"{name} is a file, not a checkpoint folder. `run_export.py --format import` converts files.")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -102,7 +102,8 @@ def load_checkpoint(
         found = config.get("model_type") if isinstance(config, dict) else None
         if found != VitMnistConfig.model_type:
             raise UsageError(f"{name} holds a model of type {found!r}, not 'vit_mnist'.")
-        check_dtypes(name, config, location, variant=kwargs.get("variant"), use_safetensors=True)
+        num_weights = check_dtypes(name, config, location, variant=kwargs.get("variant"), use_safetensors=True)
+        check_number(name, num_weights, VitMnistConfig.from_dict(config))
         with quiet():
             model, info = VitMnistForImageClassification.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
@@ -128,31 +129,6 @@ def load_checkpoint(
         logger.warning("Newly initialized, since the shapes in %s differ: %s.", name, ", ".join(renewed))
     check_usable(name, model, processor)
     return model, processor
-
-
-def check_dtypes(
-    name: str, config: dict[str, Any], location: dict[str, Any], variant: str | None = None,
-    use_safetensors: bool | None = None,
-) -> None:  # fmt: skip
-    """Raise [`UsageError`] if weights are not floats of 16 bits or more, in whatever files `from_pretrained` reads.
-    transformers would cast integers silently, without the scale that a quantizer has divided them by."""
-    files, _ = _get_resolved_checkpoint_files(
-        pretrained_model_name_or_path=name, variant=variant, gguf_file=None, use_safetensors=use_safetensors,
-        user_agent=None, is_remote_code=True,  # for which the Hub's bot is not asked to convert the weights
-        transformers_explicit_filename=config.get("transformers_weights"), download_kwargs=location,
-    )  # fmt: skip
-    for file in files or ():
-        for key, tensor in load_state_dict(file, map_location="meta").items():
-            if tensor.dtype not in FLOATS:
-                kinds = ", ".join(map(str, FLOATS))
-                raise UsageError(f"The weights in {name} are of type {tensor.dtype} ({key}), not one of {kinds}.")
-
-
-def check_shapes(name: str, info: dict[str, Any]) -> None:
-    """Raise [`UsageError`] if the loading info of transformers names weights of another shape than the model's."""
-    for key, found, expected in sorted(info["mismatched_keys"]):
-        shapes = f"{key} has the shape {tuple(found)}, not {tuple(expected)}"
-        raise UsageError(f"The weights in {name} do not match its config.json: {shapes}.")
 
 
 def check_problem(name: str, config: PreTrainedConfig) -> None:
@@ -310,8 +286,10 @@ def read_record(path: Path) -> Any:
         raise ValueError(f"{number} is no number")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path), parse_constant=refuse)
+    except UsageError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"Cannot read {path}: {error}") from error
 
 

@@ -14,10 +14,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
 from ..cli.errors import UsageError
-from ..configuration_vit_mnist import VitMnistConfig
+from ..configuration_vit_mnist import LIMITS, VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import FLOATS, check_problem
+from .checks import FLOATS, check_header
+from .folder import check_problem
 from .settings import (
     BASE_FIELDS,
     WITHOUT_LOGITS,
@@ -185,6 +186,7 @@ def _own_processor(folder: Path, pretrained: dict[str, Any], size: int) -> VitMn
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file. Raises [`UsageError`] if there is none with timm's names."""
+    check_header(path)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors raise exceptions of their own
@@ -207,9 +209,13 @@ def from_timm(
         for name, tensor in state.items():
             if tensor.dtype not in FLOATS:
                 raise ValueError(f"{name} is of type {tensor.dtype}")
+            if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+                raise ValueError(f"{name} has {tensor.numel():,} numbers, and fewer are stored")
+        if (rows := state["head.weight"].shape[0]) > LIMITS["num_labels"]:
+            raise ValueError(f"there are {rows:,} classes, and at most {LIMITS['num_labels']:,} are supported")
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
-        names = [*(names or map(str, range(state["head.weight"].shape[0])))]
+        names = [*(names or map(str, range(rows)))]
         weight = fold_channels(state["patch_embed.proj.weight"])
         width, channels, patch, _ = weight.shape
         config = VitMnistConfig(

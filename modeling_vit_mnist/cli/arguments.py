@@ -18,8 +18,11 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .errors import UsageError
+from .inputs import check_values, read_text
 
 logger = logging.getLogger(__name__)
+
+MAX_RECIPE_BYTES = 2**15
 
 RENAMED = {  # old names of flags
     "warp": "elastic_std", "max_shift": "max_translate", "max_scale": "max_scale_jitter",
@@ -132,7 +135,10 @@ class RecipeParser(HfArgumentParser):
         if path.resolve() in derived:
             raise UsageError(f"The recipe {path} has itself as a base.")
         try:
-            values = YAML(typ="safe", pure=True).load(path)
+            values = YAML(typ="safe", pure=True).load(read_text(path, MAX_RECIPE_BYTES))
+            check_values(path, values)
+        except UsageError:
+            raise
         except (OSError, ValueError, YAMLError, RecursionError) as error:
             reason = str(error)
             if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:  # str() takes eight lines

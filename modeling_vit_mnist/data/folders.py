@@ -4,9 +4,11 @@ import errno
 import glob
 import gzip
 import logging
+import math
 import os
 import re
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -32,11 +34,13 @@ from datasets.utils.metadata import MetadataConfigs
 
 from ..cli.errors import UsageError
 from ..cli.files import check_writable
+from ..cli.inputs import check_regular, check_values, read_text
 from .images import image_suffixes
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+MAX_CARD_BYTES = 2**22  # the names of 20,000 classes take a fifth of it
 TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
 SHARD = r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\..*"  # a file of a split in `datasets`' own layout
 RawDatasets = dict[str, Any]  # DatasetDict or IterableDatasetDict
@@ -48,12 +52,13 @@ def load_from_folder(folder: Path, streaming: bool) -> Any:
     if "::" in str(folder.resolve()):  # fsspec takes it for an address inside an archive
         raise UsageError(f"datasets cannot read a folder with '::' in its path: rename {folder.resolve()}.")
     try:
+        listed = _list_files(folder.resolve())
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(folder))
         saved = [part for part in sorted(folder.iterdir()) if (part / "state.json").is_file()]
         if saved:
             return {part.name: datasets.load_from_disk(str(part)) for part in saved}
-        return _load_idx(folder) or _load_files(folder, streaming)
+        return _load_idx(folder) or _load_files(folder, listed, streaming)
     except UsageError:
         raise
     except datasets.exceptions.DataFilesNotFoundError as error:
@@ -65,13 +70,12 @@ def load_from_folder(folder: Path, streaming: bool) -> Any:
         blame(error, str(folder))
 
 
-def _load_files(folder: Path, streaming: bool) -> RawDatasets:
+def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDatasets:
     """A folder of images or tables. The files are listed here, since `datasets` takes characters such as "[" of a path
     for a pattern, and takes two folders of one name whose cards are equal for one dataset."""
     root = folder.resolve()
     card = _read_card(root)
     name, features, splits = card or (None, None, {})
-    listed = _list_files(root)
     splits = splits or _split_files(_choose_files(listed, folder), folder)
     lists = {}
     for split, files in splits.items():
@@ -113,7 +117,9 @@ def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[s
     if not (root / "README.md").is_file():
         return None, None, {}
     try:
-        data = huggingface_hub.DatasetCard.load(root / "README.md").data
+        text = read_text(root / "README.md", MAX_CARD_BYTES)
+        check_values(root / "README.md", huggingface_hub.metadata_load(root / "README.md"))
+        data = huggingface_hub.DatasetCard(text).data
         configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
     except Exception as error:  # of the encoding, of YAML, or of what it describes
         logger.warning("Ignoring %s, which is no dataset card: %s", root / "README.md", " ".join(str(error).split()))
@@ -131,7 +137,8 @@ def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[s
 
 
 def _list_files(root: Path) -> list[Path]:
-    """The files in a folder, relative to it, in the order of their paths, without what `datasets` ignores."""
+    """The files in a folder, relative to it, in the order of their paths, without what `datasets` ignores. Raises
+    [`UsageError`] for a pipe or a device among them."""
     files = []
     for directory, folders, names in os.walk(root, followlinks=True):
         real = Path(directory).resolve()
@@ -141,6 +148,8 @@ def _list_files(root: Path) -> list[Path]:
         ]  # fmt: skip
         files += [Path(directory, name).relative_to(root) for name in names if not name.startswith(".")]
     ignored = {*FILES_TO_IGNORE, "Thumbs.db", "desktop.ini"}
+    for file in files:
+        check_regular(root / file)
     return sorted((file for file in files if file.name not in ignored), key=Path.as_posix)
 
 
@@ -234,16 +243,20 @@ def _read_idx(folder: Path, pattern: str) -> np.ndarray | None:
         return None
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
+            header = file.read(4 + 4 * 255)
+            if len(header) < 4 or header[:3] != b"\0\0\x08":
+                raise UsageError(f"{path} is not an IDX file of bytes: it begins with {header[:4].hex()}.")
+            rank = header[3]
+            shape = struct.unpack(f">{rank}I", header[4 : 4 + 4 * rank].ljust(4 * rank, b"\0"))
+            size = 4 + 4 * rank + math.prod(shape)
+            if size > max(2**28, 200 * path.stat().st_size):  # a gzip file of a few bytes can hold any number of zeros
+                raise UsageError(f"{path} is no IDX file: it would have {size:,} bytes.")
+            content = header + file.read(max(0, size + 1 - len(header)))
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"Cannot read {path}: {error}") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise UsageError(f"{path} is not an IDX file of bytes: it begins with {content[:4].hex()}.")
-    header = 4 + 4 * content[3]
-    shape = struct.unpack(f">{content[3]}I", content[4:header].ljust(header - 4, b"\0"))
-    if len(content) != header + int(np.prod(shape)):
+    if len(content) != size:
         raise UsageError(f"{path} is cut off or too long: {len(content)} bytes for the shape {shape}.")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

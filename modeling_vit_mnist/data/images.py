@@ -118,8 +118,8 @@ def without_decoding(dataset: Any, image_column: str) -> Any:
 
 
 def read_encoded(item: dict[str, Any], max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
-    """Content of an encoded image, as `datasets.Image(decode=False)` gives it: in memory, in a file or at a URL. Raises
-    `OSError`, or `ValueError` as [`read_file`]."""
+    """Content of an encoded image, as `datasets.Image(decode=False)` gives it: in memory, in a file or at a URL.
+    Raises `OSError`, or `ValueError` as [`read_file`]."""
     content, path = item.get("bytes"), item.get("path")
     if content is not None:
         return content
