@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..checkpoints.folder import load_checkpoint
-from ..cli.errors import UsageError, printable
+from ..cli.errors import UsageError, csv_cell, printable
 from ..cli.files import check_writable, replacing
 from ..data.arguments import DATASET_VARIABLE, DataArguments
 from ..data.images import ImageDataset
@@ -314,7 +314,9 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
                 frame = pandas.DataFrame(_with_lists(rows))
                 frame.to_json(file, orient="records", lines=True, double_precision=15)
             else:
-                pandas.DataFrame(_with_lists(rows)).to_csv(file, index=False, header=file.tell() == 0)
+                frame = pandas.DataFrame(_with_lists(rows))
+                frame = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+                frame.to_csv(file, index=False, header=file.tell() == 0)
 
         yield write
         stack.close()  # before the file is renamed
