@@ -140,6 +140,10 @@ class VitMnistTrainingArguments(TrainingArguments):
         if self.wants_push:
             validate_repo_id(self.repo_id)
 
+    def __getstate__(self):
+        """Without tokens: Trainer writes its arguments into every checkpoint."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
     @property
     def repo_id(self) -> str:
         """Hub repository of `--push_to_hub`. Without a namespace, it is in that of the token's owner."""
