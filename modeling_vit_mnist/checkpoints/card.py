@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from ..cli.assets import asset
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, printable
 from ..cli.files import replacing_files
 from ..data.arguments import DEFAULT_DATASET
 from ..data.sources import SAMPLE
@@ -135,8 +135,11 @@ def fill_card(run: dict[str, Any], results: dict[str, Any], measured: dict[str, 
         ],
         widget=[{"src": f"digit-{d}.png", "example_title": f"A drawn {d}"} for d in EXAMPLES if d in labels] or None,
     )  # fmt: skip
+    settings = run["training"].items()
+    training = {name: table_cell(value) if isinstance(value, str) else value for name, value in settings}
     values = {
-        "run": run, "results": results | {"dataset": table_cell(dataset)}, "measured": measured or {},
+        "run": run | {"training": training},
+        "results": results | {"dataset": table_cell(dataset)}, "measured": measured or {},
         "is_sample": is_sample, "is_mnist": is_mnist or is_sample, "model_name": table_cell(data.model_name),
         "class_names": [table_cell(name) for name in labels],
     }  # fmt: skip
@@ -151,4 +154,4 @@ def is_hub_id(dataset: str) -> bool:
 
 def table_cell(text: Any) -> str:
     """Text that Markdown shows as it is, in one line, in a table, too."""
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"^[-+#=]|[\\`*|<>\[\]]", r"\\\g<0>", printable(" ".join(str(text).split())))

@@ -11,9 +11,11 @@ from huggingface_hub import ModelCardData, metadata_load
 from transformers.utils.hub import cached_file
 
 from ..cli.arguments import arg
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, replacing_files
+from ..cli.inputs import check_values
 from ..configuration_vit_mnist import VitMnistConfig
+from .card import table_cell
 from .convert import export_vit, import_checkpoint
 from .folder import DEFAULT_MODEL, load_checkpoint, quiet, save_checkpoint
 from .onnx import export_onnx
@@ -50,7 +52,7 @@ def run_export(args: ExportArguments) -> None:
     check_writable(folder)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: choose another --output.")
-    name = " ".join(Path(args.model).resolve().name.split())
+    name = table_cell(Path(args.model).resolve().name)
     if args.format == "import":
         model, processor = import_checkpoint(args.model, args.num_attention_heads)
         card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
@@ -62,9 +64,9 @@ def run_export(args: ExportArguments) -> None:
             card = fill_export_card(args, name, model.config.image_size, lost)
             (staging / "README.md").write_text(card, encoding="utf-8")
         for sentence in lost:
-            print(f"Not exported: {sentence}")
+            print(printable(f"Not exported: {sentence}"))
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        print(f"{path.stat().st_size:>9,} bytes  {path}")
+        print(printable(f"{path.stat().st_size:>9,} bytes  {path}"))
 
 
 def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: list[str]) -> str:
@@ -72,11 +74,12 @@ def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: li
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     original = cached_file(args.model, "README.md", **optional)
     known = (metadata_load(original) if original else None) or {}
+    check_values(original, known)
     data = ModelCardData(
         library_name={"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers"),
         pipeline_tag="image-classification", ignore_metadata_errors=True,
         **{key: known[key] for key in ("license", "tags", "datasets") if known.get(key)},
     )  # fmt: skip
     template = jinja2.Template(Path(__file__).with_name("export_card.md").read_text(encoding="utf-8"))
-    values = {"name": name, "format": args.format, "size": image_size, "lost": lost}
+    values = {"name": name, "format": args.format, "size": image_size, "lost": map(table_cell, lost)}
     return template.render(metadata=data.to_yaml(), **values) + "\n"

@@ -1,7 +1,9 @@
 """One-line errors for the scripts: exit code 2 for wrong usage or input, 1 for a failure."""
 
 import io
+import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ EXTRAS = {
     "matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "tensorboard": "logging",
 }  # fmt: skip
 LAUNCHER_DELAY = 20  # seconds in which the first process fails as well, and the launcher ends the others
+MAX_MESSAGE = 2000  # characters of an error: a name in it can be of any length
 CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
@@ -24,6 +27,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def csv_cell(text: str) -> str:
+    """`text` for a CSV file: on one line, as [`printable`], and after an apostrophe where a spreadsheet would take
+    it for a formula."""
+    text = printable(text)
+    is_formula = re.match(r"\s*[=+\-@]", text) and not re.fullmatch(r"[+-]?\d+(\.\d*)?", text)
+    return f"'{text}" if is_formula else text
+
+
+class PrintableRecord(logging.LogRecord):
+    """A log message as [`printable`]. Other packages log tables of several lines."""
+
+    def getMessage(self) -> str:
+        message = super().getMessage()
+        is_own = self.name.startswith(__name__.partition(".")[0])
+        return "\n".join(map(printable, [message] if is_own else message.splitlines()))
+
+
 def describe_error(error: Exception) -> str:
     """One line: the message, and the type of anything but a [`UsageError`]."""
     if isinstance(error, ModuleNotFoundError) and (name := str(error.name).partition(".")[0]) in EXTRAS:
@@ -32,7 +52,8 @@ def describe_error(error: Exception) -> str:
     if "Original Traceback (most recent call last):" in lines:  # raised in a worker of a data loader
         lines = [lines[-1].partition(": ")[2]]
     kind = "" if isinstance(error, UsageError) else type(error).__name__
-    return printable(": ".join(filter(None, (kind, " ".join(" ".join(lines).split())))))
+    message = printable(": ".join(filter(None, (kind, " ".join(" ".join(lines).split())))))
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -44,6 +65,7 @@ def run_script(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the console's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
+    logging.setLogRecordFactory(PrintableRecord)
     try:
         main()
         print(end="", flush=True)

@@ -79,6 +79,8 @@ def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDataset
     splits = splits or _split_files(_choose_files(listed, folder), folder)
     lists = {}
     for split, files in splits.items():
+        if wrong := [file for file in files if not _is_utf8(str(root / file))]:
+            raise UsageError(f"datasets cannot read {root / wrong[0]}: its path is not UTF-8. Rename it.")
         stats = [(root / file).stat() for file in files]
         origins = [(f"{stat.st_mtime_ns} {stat.st_size}",) for stat in stats]  # a changed file is read again
         lists[split] = DataFilesList([str(root / file) for file in files], origins)
@@ -109,6 +111,10 @@ def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDataset
             + (f" (found {tables[0]})." if tables else ".")
         )
     return raw
+
+
+def _is_utf8(path: str) -> bool:
+    return path == path.encode("utf-8", "replace").decode()
 
 
 def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[str, list[Path]]] | None:

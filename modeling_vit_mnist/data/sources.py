@@ -14,7 +14,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.utils import httpx
 
 from ..cli.assets import asset
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, printable
 from .arguments import DATASET_VARIABLE, DEFAULT_DATASET, DataArguments
 from .folders import SPLITS, RawDatasets, blame, causes, load_from_folder
 
@@ -41,7 +41,7 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
             )
             raw, name = load_from_folder(SAMPLE, args.streaming), SAMPLE.name
     elif Path(name).exists():
-        raw, name = load_from_folder(Path(name), args.streaming), Path(name).resolve().name
+        raw, name = load_from_folder(Path(name), args.streaming), printable(Path(name).resolve().name)
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
         raw = _load_from_hub(name, args.streaming)
     else:
