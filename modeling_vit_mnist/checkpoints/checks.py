@@ -1,6 +1,8 @@
 """What is checked of a checkpoint before it is loaded: kinds of files, types, numbers and shapes of weights."""
 
+import mmap
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,26 @@ def check_files(folder: Path) -> None:
 
 
 def check_header(path: str | os.PathLike) -> None:
-    """Raise [`UsageError`] if a file of weights is a pipe or a device, or if its header, which is read before anything
-    can be checked, is longer than that of any network here."""
+    """Raise [`UsageError`] for a file of weights that would take more memory than it has bytes: a safetensors file
+    with a header longer than that of any network here, or a compressed `.pth` file or one that asks for memory, which
+    torch never writes. Pipes and devices are refused, too."""
     check_regular(path)
-    if str(path).endswith(".safetensors") and os.access(path, os.R_OK):
-        with open(path, "rb") as file:
+    if not os.access(path, os.R_OK) or os.path.isdir(path) or not os.path.getsize(path):
+        return
+    problem = None
+    with open(path, "rb") as file:
+        if str(path).endswith(".safetensors"):
             length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise UsageError(f"Cannot read the weights in {path}: a header of {length:,} bytes is none of this model.")
+            problem = f"it has a header of {length:,} bytes" if length > MAX_HEADER_BYTES else None
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                problem = "it makes a bytearray" if content.find(b"\nbytearray\n") >= 0 else None
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    is_compressed = any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist())
+                    problem = "it is compressed" if is_compressed else problem
+    if problem:
+        raise UsageError(f"Cannot read the weights in {path}: {problem}, as no network of this kind does.")
 
 
 def check_number(name: str, found: int, config: VitMnistConfig) -> None:

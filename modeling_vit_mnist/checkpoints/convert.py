@@ -133,35 +133,41 @@ def import_checkpoint(
     path = Path(path)
     if not path.exists():
         raise UsageError(f"No file or folder {str(path)!r}. Only local ones can be imported: download it first.")
-    if path.is_dir():
-        check_files(path)
-    if not path.is_dir():
-        model = from_timm(read_state(path), num_attention_heads)
-        logger.warning(
-            "%s records neither heads nor normalization: assuming --num_attention_heads %d, and MNIST's mean and "
-            "standard deviation.", path, num_attention_heads,
-        )  # fmt: skip
-        processor = VitMnistImageProcessor(size=model.config.image_size)
-    else:
-        record = read_record(path / "config.json")
-        if not isinstance(record, dict) or (record.get("model_type") != "vit" and "architecture" not in record):
-            raise UsageError(f"{path} holds neither a transformers ViT nor a timm model.")
-        model, processor = (_import_hf_vit if record.get("model_type") == "vit" else import_timm)(path, record)
+    try:
+        model, processor = _import_folder(path) if path.is_dir() else _import_file(path, num_attention_heads)
+    except UsageError:
+        raise
+    except (OSError, *UNREADABLE) as error:
+        raise UsageError(f"Cannot read the checkpoint in {path}: {error}") from error
     check_usable(str(path), model, processor)
     return model, processor
 
 
+def _import_file(
+    path: Path, num_attention_heads: int
+) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
+    model = from_timm(read_state(path), num_attention_heads)
+    logger.warning(
+        "%s records neither heads nor normalization: assuming --num_attention_heads %d, and MNIST's mean and "
+        "standard deviation.", path, num_attention_heads,
+    )  # fmt: skip
+    return model, VitMnistImageProcessor(size=model.config.image_size)
+
+
+def _import_folder(path: Path) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
+    check_files(path)
+    record = read_record(path / "config.json")
+    if not isinstance(record, dict) or (record.get("model_type") != "vit" and "architecture" not in record):
+        raise UsageError(f"{path} holds neither a transformers ViT nor a timm model.")
+    return (_import_hf_vit if record.get("model_type") == "vit" else import_timm)(path, record)
+
+
 def _import_hf_vit(folder: Path, record: dict) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
-    try:
-        check_number(str(folder), check_dtypes(str(folder), record, location={}), _sizes(record))
-        with quiet():
-            theirs, info = ViTForImageClassification.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except UsageError:
-        raise
-    except (OSError, *UNREADABLE) as error:
-        raise UsageError(f"Cannot read the checkpoint in {folder}: {error}") from error
+    check_number(str(folder), check_dtypes(str(folder), record, location={}), _sizes(record))
+    with quiet():
+        theirs, info = ViTForImageClassification.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     check_shapes(str(folder), info)
     if missing := sorted(info["missing_keys"]):
         raise UsageError(f"The checkpoint in {folder} is incomplete: {missing[0]} is missing.")

@@ -1,6 +1,7 @@
 """Convert a checkpoint to a form that needs none of this code, or back."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,6 @@ from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, replacing_files
 from ..cli.inputs import check_values
 from ..configuration_vit_mnist import VitMnistConfig
-from .card import table_cell
 from .convert import export_vit, import_checkpoint
 from .folder import DEFAULT_MODEL, load_checkpoint, quiet, save_checkpoint
 from .onnx import export_onnx
@@ -52,7 +52,7 @@ def run_export(args: ExportArguments) -> None:
     check_writable(folder)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: choose another --output.")
-    name = table_cell(Path(args.model).resolve().name)
+    name = _plain(Path(args.model).resolve().name)
     if args.format == "import":
         model, processor = import_checkpoint(args.model, args.num_attention_heads)
         card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
@@ -69,6 +69,11 @@ def run_export(args: ExportArguments) -> None:
         print(printable(f"{path.stat().st_size:>9,} bytes  {path}"))
 
 
+def _plain(text: str) -> str:
+    """Text on one line, with escapes for HTML and links."""
+    return re.sub(r"[\\`<>]|\](?=[(\[:])", r"\\\g<0>", printable(" ".join(text.split())))
+
+
 def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: list[str]) -> str:
     """The card of an export, with the license, the tags and the data of the checkpoint's own card, if it has one."""
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -81,5 +86,5 @@ def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: li
         **{key: known[key] for key in ("license", "tags", "datasets") if known.get(key)},
     )  # fmt: skip
     template = jinja2.Template(Path(__file__).with_name("export_card.md").read_text(encoding="utf-8"))
-    values = {"name": name, "format": args.format, "size": image_size, "lost": map(table_cell, lost)}
+    values = {"name": name, "format": args.format, "size": image_size, "lost": map(_plain, lost)}
     return template.render(metadata=data.to_yaml(), **values) + "\n"

@@ -186,9 +186,11 @@ def _own_processor(folder: Path, pretrained: dict[str, Any], size: int) -> VitMn
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file. Raises [`UsageError`] if there is none with timm's names."""
-    check_header(path)
     try:
+        check_header(path)
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except UsageError:
+        raise
     except Exception as error:  # pickle, zip and safetensors raise exceptions of their own
         kind = "a safetensors file" if path.suffix == ".safetensors" else "a .pth file of plain tensors"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"this is not {kind}"
