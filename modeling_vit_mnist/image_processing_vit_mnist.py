@@ -27,8 +27,9 @@ def _number(name: str, value: Any, positive: bool = False) -> float:
     """A setting of one channel, which may be repeated for more. Raises `ValueError` if it is no finite number."""
     numbers = set(value if isinstance(value, tuple) else np.ravel(value).tolist())
     number = numbers.pop() if len(numbers) == 1 else None
-    low = FLOAT32.tiny if positive else -FLOAT32.max
-    if not isinstance(number, (int, float)) or not low <= number <= FLOAT32.max:
+    high = float(FLOAT32.max)  # NumPy's numbers cannot be compared with integers of any size
+    low = float(FLOAT32.tiny) if positive else -high
+    if not isinstance(number, (int, float)) or not low <= number <= high:
         kind = "positive, finite number" if positive else "finite number"
         raise ValueError(f"{name} must be a {kind}, the same for all channels, got {value}.")
     return number
@@ -214,7 +215,10 @@ class VitMnistImageProcessor(PilBackend):
         return replace(framing, image=image) if framing.is_framed else framing
 
     def _standardize_kwargs(self, **kwargs):
-        kwargs = super()._standardize_kwargs(**kwargs)
+        try:
+            kwargs = super()._standardize_kwargs(**kwargs)
+        except (LookupError, AttributeError) as error:
+            raise TypeError(f"A size or another option is of the wrong type: {error}.") from error
         for name in ("image_mean", "image_std"):  # of one channel, however often it was repeated
             if len(numbers := set(np.ravel(kwargs[name]).tolist()) - {None}) == 1:
                 kwargs[name] = tuple(numbers)

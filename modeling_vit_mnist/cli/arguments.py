@@ -132,9 +132,9 @@ class RecipeParser(HfArgumentParser):
 
     def read_recipe(self, path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
         """The values in a recipe and its bases. Raises [`UsageError`] for an unreadable file or an unknown key."""
-        if path.resolve() in derived:
-            raise UsageError(f"The recipe {path} has itself as a base.")
         try:
+            if path.resolve() in derived:
+                raise UsageError(f"The recipe {path} has itself as a base.")
             values = YAML(typ="safe", pure=True).load(read_text(path, MAX_RECIPE_BYTES))
             check_values(path, values)
         except UsageError:
