@@ -73,13 +73,13 @@ TOO_LARGE = (ValueError, StrictDataclassError)
 
 @pytest.mark.parametrize("fields", CONFIGS, ids=lambda fields: " ".join(f"{name}" for name in fields))
 def test_a_config_of_impossible_sizes_is_refused(fields):
-    with pytest.raises(TOO_LARGE, match="must (be|have) at most"):
+    with pytest.raises(TOO_LARGE, match=r"must (be|have) at most"):
         VitMnistConfig(**fields)
-    with pytest.raises(TOO_LARGE, match="must (be|have) at most"):
+    with pytest.raises(TOO_LARGE, match=r"must (be|have) at most"):
         VitMnistConfig.from_dict({"model_type": "vit_mnist", **fields})
     if len(fields) == 1:
         config = VitMnistConfig()
-        with pytest.raises(TOO_LARGE, match="at most|no attribute|can't set|no setter"):
+        with pytest.raises((*TOO_LARGE, AttributeError), match=r"at most|no setter"):
             setattr(config, *next(iter(fields.items())))
 
 
@@ -224,7 +224,7 @@ def test_a_hostile_pth_file_is_refused(name, tmp_path):
 def test_code_in_a_pickle_does_not_run(tmp_path):
     for name in ("x.pth", "x.pt", "x.bin"):
         torch.save(STATE | {"x": Code(tmp_path / "ran")}, tmp_path / name)
-        with pytest.raises(UsageError, match="not a .pth file of plain tensors"):
+        with pytest.raises(UsageError, match=r"not a \.pth file of plain tensors"):
             import_checkpoint(tmp_path / name)
     folder = shutil.copytree(TINY, tmp_path / "checkpoint")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"):
@@ -239,10 +239,10 @@ def test_code_in_a_pickle_does_not_run(tmp_path):
 def test_a_compressed_pth_file_is_refused(tmp_path):
     """torch would decompress it, whatever its size."""
     torch.save(STATE, tmp_path / "x.pth")
-    with zipfile.ZipFile(tmp_path / "x.pth") as good:
-        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
-            for name in good.namelist():
-                bomb.writestr(name, good.read(name))
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED)
+    with bomb, zipfile.ZipFile(tmp_path / "x.pth") as good:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name))
     with pytest.raises(UsageError, match="it is compressed"):
         import_checkpoint(tmp_path / "bomb.pth")
 
@@ -258,7 +258,7 @@ def test_a_hostile_folder_of_another_library_is_refused(change, tmp_path):
     model, processor = load_checkpoint(TINY)
     export_vit(model, processor, tmp_path)
     change_json(CONFIG, **change)(tmp_path)
-    with pytest.raises(UsageError, match="at most|are stored"):
+    with pytest.raises(UsageError, match=r"at most|are stored"):
         import_checkpoint(tmp_path)
 
 
@@ -329,7 +329,7 @@ def icon_of(content: bytes) -> bytes:
         (with_text(20_000_000), "damaged image: Decompressed data too large"),
         (icon_of(png_of(9_000, 9_000)), "no image that Pillow can read"),  # it would be decoded to find its size
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n", "no image that Pillow can read"),  # Ghostscript runs
-        (encoded(DIGIT, "PNG")[:150], "damaged image"),
+        (encoded(DIGIT, "PNG")[:80], "damaged image"),
         (b"", "no image that Pillow can read"),
     ],
 )
@@ -461,6 +461,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.costs  # up to 1.5 s, until the parser has had enough
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_hostile_recipe_is_refused(name, tmp_path):
     text, message = RECIPES[name]
