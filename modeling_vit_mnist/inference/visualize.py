@@ -10,6 +10,7 @@ import torch
 from ..checkpoints.folder import load_checkpoint
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable
+from ..cli.inputs import read_text
 from ..data.arguments import DataArguments
 from ..data.splits import load_images
 from ..deskewing_vit_mnist import deskew
@@ -51,7 +52,7 @@ def view_data(args: VisualizeArguments, data_args: DataArguments) -> None:
     batch = next(iter(torch.utils.data.DataLoader(train, args.batch_size, collate_fn=train.collate)))
     print(f"Batch: images {list(batch['pixel_values'].shape)}, labels {list(batch['labels'].shape)}")
     plots.plot_data(images, labels, train.names, picture)
-    print(f"Wrote {picture}")
+    print(printable(f"Wrote {picture}"))
 
 
 def view_model(args: VisualizeArguments, data_args: DataArguments) -> None:
@@ -83,7 +84,7 @@ def view_attention(args: VisualizeArguments, data_args: DataArguments) -> None:
     predictions = [names[label] for label in outputs.logits.argmax(1).tolist()]
     attentions = tuple(attention.cpu() for attention in outputs.attentions)
     plots.plot_attention(dataset.images, attentions, predictions, picture)
-    print(f"Wrote {picture}")
+    print(printable(f"Wrote {picture}"))
 
 
 def view_training(args: VisualizeArguments, data_args: DataArguments) -> None:
@@ -91,15 +92,15 @@ def view_training(args: VisualizeArguments, data_args: DataArguments) -> None:
     picture = _picture(args, "training.png")
     record = Path(args.model) / "history.json"
     try:
-        history = json.loads(record.read_text(encoding="utf-8"))["log_history"]
+        history = json.loads(read_text(record))["log_history"]
         measured = [entry.get(name) for entry in history for name in MEASURED if math.isfinite(entry.get("epoch", 0))]
         has_values = any(math.isfinite(value) for value in measured if value is not None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{args.model} holds no record of its training: cannot read {record.name}.") from error
     if not has_values:
         raise UsageError(f"{args.model} holds no record of its training: {record.name} has no loss and no accuracy.")
     plots.plot_training(history, picture)
-    print(f"Wrote {picture}")
+    print(printable(f"Wrote {picture}"))
 
 
 def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
@@ -114,7 +115,7 @@ def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
     what = printable(f"{args.split} images of {dataset.source}")
     print(describe_accuracy(probabilities.argmax(1), labels, names, model.config.num_labels, what))
     plots.plot_mistakes(dataset.images, labels, probabilities, names, picture)
-    print(f"Wrote {picture}")
+    print(printable(f"Wrote {picture}"))
 
 
 def view_framing(args: VisualizeArguments, data_args: DataArguments) -> None:
