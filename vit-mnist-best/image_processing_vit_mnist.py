@@ -1,80 +1,35 @@
 """From any image to the `pixel_values` that the model reads. Works without torchvision. Travels with every checkpoint,
 so it imports only files that do so, too."""
 
-import base64
-import io
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
-from huggingface_hub.utils import httpx
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_vit_mnist import refuse_misspelled
+from .configuration_vit_mnist import MAX_SIDE, refuse_misspelled
 from .deskewing_vit_mnist import deskew
 from .framing_vit_mnist import Framing, frame_digit
-from .grayscale_vit_mnist import channel_axis, frame_image, to_grayscale
+from .grayscale_vit_mnist import MAX_IMAGE_PIXELS, channel_axis, check_pixels, frame_image, open_image, to_grayscale
 
 FLOAT32 = np.finfo(np.float32)
-URL = ("http://", "https://")
 # What a saved processor holds besides options.
 METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
-
-
-def open_image(source: Any) -> PIL.Image.Image:
-    """An image, upright as its EXIF data says, in its own mode. The source may be what
-    `transformers.image_utils.load_image` takes, with the same meaning (path, http URL, base64 text, data URL, PIL
-    image), or bytes, or a file opened for reading.
-
-    Raises `OSError` if the source cannot be read, or `ValueError` for a path or text that leads to no image."""
-    if isinstance(source, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(source)
-    data = source
-    if isinstance(source, str) and not os.path.exists(source):
-        data = _read_text(source)
-    elif isinstance(source, (str, os.PathLike)):
-        data = Path(source).read_bytes()  # Pillow 13 does not turn every TIFF upright that it opens by its path
-    try:
-        with PIL.Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return PIL.ImageOps.exif_transpose(image)
-    except PIL.UnidentifiedImageError as error:
-        if data is source:
-            raise
-        name = str(source) if len(str(source)) <= 200 else f"{str(source)[:80]}..."
-        fault = "holds no image that Pillow can read"
-        if isinstance(source, str) and not (os.path.exists(source) or source.startswith(URL)):
-            fault = "does not exist, and is not the http URL or base64 text of an image"
-        raise ValueError(f"{name!r} {fault}.") from error
-
-
-def _read_text(text: str) -> bytes:
-    """What a URL or base64 text stands for; nothing for another text."""
-    if text.startswith(URL):
-        try:
-            return httpx.get(text, timeout=None, follow_redirects=True).raise_for_status().content
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error).partition("\n")[0]
-            raise OSError(f"Cannot download {text}: {reason}") from error
-    try:
-        return base64.decodebytes((text.partition(",")[2] if text.startswith("data:") else text).encode())
-    except ValueError:
-        return b""
 
 
 def _number(name: str, value: Any, positive: bool = False) -> float:
     """A setting of one channel, which may be repeated for more. Raises `ValueError` if it is no finite number."""
     numbers = set(value if isinstance(value, tuple) else np.ravel(value).tolist())
     number = numbers.pop() if len(numbers) == 1 else None
-    low = FLOAT32.tiny if positive else -FLOAT32.max
-    if not isinstance(number, (int, float)) or not low <= number <= FLOAT32.max:
+    high = float(FLOAT32.max)  # NumPy's numbers cannot be compared with integers of any size
+    low = float(FLOAT32.tiny) if positive else -high
+    if not isinstance(number, (int, float)) or not low <= number <= high:
         kind = "positive, finite number" if positive else "finite number"
         raise ValueError(f"{name} must be a {kind}, the same for all channels, got {value}.")
     return number
@@ -88,6 +43,7 @@ class VitMnistImageProcessorKwargs(ImagesKwargs, total=False):
     do_center: bool | None
     do_deskew: bool | None
     background: int | None
+    max_pixels: int | None
 
 
 class VitMnistImageProcessor(PilBackend):
@@ -120,6 +76,8 @@ class VitMnistImageProcessor(PilBackend):
         do_deskew (`bool`, defaults to `False`): Bring the digit upright and to one size (see [`deskew`]), after it is
             framed, centered or resized, which must make a square. Expects light ink on black.
         background (`int`, defaults to 255, white): Gray level behind transparent pixels.
+        max_pixels (`int`, defaults to 2**26): Larger images are refused before they are decoded. It is not saved, and
+            a saved processor cannot set it: whoever made the file may have made the images, too.
 
     Of transformers' other options, `input_data_format`, `device` and `return_tensors` are obeyed. Refused are
     `do_center_crop`, `do_pad`, a `data_format` other than "channels_first", and a size that is not a height and a
@@ -148,6 +106,7 @@ class VitMnistImageProcessor(PilBackend):
     do_center = False
     do_deskew = False
     background = 255
+    max_pixels = MAX_IMAGE_PIXELS
 
     def __init__(self, **kwargs):
         known = (*self.valid_kwargs.__annotations__, *METADATA)
@@ -163,6 +122,8 @@ class VitMnistImageProcessor(PilBackend):
         refuse_misspelled(kwargs, cls.valid_kwargs.__annotations__)
         # `__init__` refuses unknown steps. The other unknown names that pipelines pass on are meant for the model.
         steps = {name: value for name, value in kwargs.items() if name.startswith("do_")}
+        if "max_pixels" in image_processor_dict:
+            raise ValueError("A saved processor cannot set max_pixels: pass it where the processor is loaded.")
         return super().from_dict(image_processor_dict | steps, **kwargs)
 
     def to_grayscale(self, images: Any) -> torch.Tensor:
@@ -201,18 +162,22 @@ class VitMnistImageProcessor(PilBackend):
             pixels = (pixels - mean).div_(std)
         return pixels
 
-    def fetch_images(self, images: Any) -> Any:
+    def to_dict(self):
+        return {name: value for name, value in super().to_dict().items() if name != "max_pixels"}
+
+    def fetch_images(self, images: Any, max_pixels: int | None = None) -> Any:
         """Open images. They keep their mode and transparency, which the base class would drop."""
         if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image) for image in images]
+            return [self.fetch_images(image, max_pixels) for image in images]
         is_source = isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image)) or hasattr(images, "read")
-        return open_image(images) if is_source else images
+        return open_image(images, self.max_pixels if max_pixels is None else max_pixels) if is_source else images
 
     def _prepare_image_like_inputs(
-        self, images: Any, background: int | None = None, input_data_format: str | None = None, **kwargs
-    ) -> list[np.ndarray]:
-        singles = self._flatten(self.fetch_images(images), input_data_format)
-        return [self.process_image(image, background, input_data_format) for image in singles]
+        self, images: Any, background: int | None = None, input_data_format: str | None = None,
+        max_pixels: int | None = None, **kwargs,
+    ) -> list[np.ndarray]:  # fmt: skip
+        singles = self._flatten(self.fetch_images(images, max_pixels), input_data_format)
+        return [self.process_image(image, background, input_data_format, max_pixels) for image in singles]
 
     def _flatten(self, images: Any, data_format: str | None) -> list[Any]:
         """A list of single images: PIL images and arrays."""
@@ -232,10 +197,13 @@ class VitMnistImageProcessor(PilBackend):
         return list(images) if is_batch else [images]
 
     def process_image(
-        self, image: Any, background: int | None = None, input_data_format: str | None = None, **kwargs
-    ) -> np.ndarray:
+        self, image: Any, background: int | None = None, input_data_format: str | None = None,
+        max_pixels: int | None = None, **kwargs,
+    ) -> np.ndarray:  # fmt: skip
         """One image in grayscale, of shape (height, width): uint8, or float32 in [0, 1] for floats."""
         background = self.background if background is None else background
+        shape = image.size if isinstance(image, PIL.Image.Image) else image.shape
+        check_pixels(shape, "The array", self.max_pixels if max_pixels is None else max_pixels)
         return to_grayscale(image, background, input_data_format or self.input_data_format)
 
     @staticmethod
@@ -247,7 +215,10 @@ class VitMnistImageProcessor(PilBackend):
         return replace(framing, image=image) if framing.is_framed else framing
 
     def _standardize_kwargs(self, **kwargs):
-        kwargs = super()._standardize_kwargs(**kwargs)
+        try:
+            kwargs = super()._standardize_kwargs(**kwargs)
+        except (LookupError, AttributeError) as error:
+            raise TypeError(f"A size or another option is of the wrong type: {error}.") from error
         for name in ("image_mean", "image_std"):  # of one channel, however often it was repeated
             if len(numbers := set(np.ravel(kwargs[name]).tolist()) - {None}) == 1:
                 kwargs[name] = tuple(numbers)
@@ -267,10 +238,14 @@ class VitMnistImageProcessor(PilBackend):
             ChannelDimension(input_data_format)  # raises ValueError
         if background is not None and (not isinstance(background, int) or not 0 <= background <= 255):
             raise ValueError(f"background must be an integer from 0 to 255, got {background!r}.")
+        if kwargs["max_pixels"] is not None and kwargs["max_pixels"] < 1:
+            raise ValueError(f"max_pixels must be at least 1, got {kwargs['max_pixels']!r}.")
         if kwargs["do_resize"] or kwargs["do_center"] or kwargs["do_frame"]:
             sides = dict(size or {})
             if sides.keys() != {"height", "width"} or not all(type(s) is int and s > 0 for s in sides.values()):
                 raise ValueError(f"size must be a height and a width, both at least 1, got {sides}.")
+            if max(sides.values()) > MAX_SIDE:
+                raise ValueError(f"size must be at most {MAX_SIDE}x{MAX_SIDE}, got {sides}.")
             for name in ("do_frame", "do_deskew"):
                 if kwargs[name] and sides["height"] != sides["width"]:
                     raise ValueError(f"{name}=True makes squares, so size must be one, got {sides}.")

@@ -18,6 +18,14 @@ AUTO_MAP = {
 }
 
 LABELS = ("id2label", "label2id")
+# What is refused before any memory is taken. Vision Transformers that are in use are smaller.
+MAX_SIDE = 1024
+MAX_PATCHES = 2**14
+MAX_PARAMETERS = 2**31
+LIMITS = {
+    "hidden_size": 2**14, "num_hidden_layers": 1000, "num_attention_heads": 2**14, "intermediate_size": 2**17,
+    "image_size": MAX_SIDE, "patch_size": MAX_SIDE, "num_channels": 1000, "num_labels": 100_000,
+}  # fmt: skip
 # Names in other libraries that similarity alone does not find, or takes for another setting.
 SYNONYMS = {
     "num_layers": "num_hidden_layers", "n_layers": "num_hidden_layers", "n_layer": "num_hidden_layers",
@@ -168,6 +176,9 @@ class VitMnistConfig(PreTrainedConfig):
             return setattr(self, self.attribute_map[key], value)
         if key == "num_labels" and (type(value) is not int or value < 1):
             raise ValueError(f"num_labels must be an integer of at least 1, got {value!r}.")
+        name, size = ("num_labels", len(value)) if key in LABELS and isinstance(value, dict) else (key, value)
+        if type(size) is int and size > LIMITS.get(name, size):
+            raise ValueError(f"{name} must be at most {LIMITS[name]}, got {size}.")
         if key == "id2label" and value is not None:
             value = _in_order(value)
             super().__setattr__("label2id", {name: index for index, name in value.items()})
@@ -208,6 +219,12 @@ class VitMnistConfig(PreTrainedConfig):
         """Number of patches in an image of `image_size`, without the CLS token."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_weights(self) -> int:
+        """Number of parameters, without the few biases and LayerNorms: known before there is a model."""
+        width, rows = self.hidden_size, self.num_channels * self.patch_size**2 + self.num_patches + self.num_labels
+        return width * (rows + self.num_hidden_layers * (4 * width + 2 * self.intermediate_size))
+
     def validate_sizes(self):
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
         for name in (*sizes, "patch_size", "num_channels"):
@@ -223,6 +240,11 @@ class VitMnistConfig(PreTrainedConfig):
             raise ValueError(
                 f"patch_size must divide image_size, got patches of {self.patch_size} for images of {self.image_size}."
             )
+
+        if self.num_patches > MAX_PATCHES:
+            raise ValueError(f"An image must have at most {MAX_PATCHES} patches, got {self.num_patches}.")
+        if self.num_weights > MAX_PARAMETERS:
+            raise ValueError(f"A network must have at most {MAX_PARAMETERS} parameters, got {self.num_weights}.")
 
     def validate_ranges(self):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):

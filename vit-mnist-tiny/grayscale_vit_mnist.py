@@ -1,11 +1,139 @@
-"""From any image to grayscale, inverted, centered or resized. Needs Pillow and NumPy only. Travels with every
-checkpoint, so it imports nothing else of this package."""
+"""Images opened, and turned to grayscale, inverted, centered or resized. Needs Pillow and NumPy, and httpx for URLs.
+Travels with every checkpoint, so it imports nothing else of this package."""
+
+import base64
+import io
+import os
+import stat
+import struct
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
+from huggingface_hub.utils import httpx
 
 # MNIST's digits were scaled into 20x20 of the 28x28 pixels.
 MNIST_BOX = 20 / 28
+URL = ("http://", "https://")
+URL_TIMEOUT = 60  # seconds without an answer
+MAX_IMAGE_PIXELS = 2**26  # of an image before it is decoded: the largest photos of common cameras
+# Formats that are not opened. The first six need other programs, or code that is not there. Of the last two, Pillow
+# decompresses any amount of data, before it is known how large the image is.
+NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "FITS", "ICO"}
+
+
+class UnreadableImageError(PIL.UnidentifiedImageError, ValueError):
+    """No image, a damaged one, or one that is too large. The message says which."""
+
+
+def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> PIL.Image.Image:
+    """An image, upright as its EXIF data says, in its own mode. The source may be what
+    `transformers.image_utils.load_image` takes, with the same meaning (path, http URL, base64 text, data URL, PIL
+    image), or bytes, or a file opened for reading. Of an animation, the first image is read. An image of more than
+    `max_pixels`, or a file of more than four bytes for each of them, is refused before it is decoded.
+
+    Raises `OSError` if the source cannot be read, or `ValueError` if it is no regular file, leads to no image, or is
+    too large or damaged."""
+    if isinstance(source, PIL.Image.Image):
+        return _decode(source, "The image", max_pixels)
+    name, fault = "The file", "holds no image that Pillow can read"
+    if isinstance(source, (str, os.PathLike)):
+        name = repr(str(source) if len(str(source)) <= 200 else f"{str(source)[:80]}...")
+        if isinstance(source, str) and not os.path.exists(source):
+            data = _read_text(source, max_pixels)
+            if not source.startswith(URL):
+                fault = "does not exist, and is not the http URL or base64 text of an image"
+        else:
+            data = read_file(source, max_pixels)
+    elif isinstance(source, bytes):
+        data = source
+    else:
+        if source.seekable():
+            source.seek(0)
+        data = source.read(_max_bytes(max_pixels) + 1)
+    if len(data) > _max_bytes(max_pixels):
+        raise UnreadableImageError(f"{name} is too large for an image of max_pixels={max_pixels}.")
+    image = _identify(data, name)
+    if image is None:
+        raise UnreadableImageError(f"{name} {fault}.")
+    with image:
+        return _decode(image, name, max_pixels)
+
+
+def _identify(data: bytes, name: str) -> PIL.Image.Image | None:
+    """The image in a file, not yet decoded; `None` for no known format. `PIL.Image.open` does the same, but for the
+    formats that it opens, and for its limit of pixels, which only a global variable lifts."""
+    PIL.Image.init()
+    for kind in PIL.Image.ID:
+        factory, accept = PIL.Image.OPEN[kind]
+        try:
+            is_accepted = kind not in NOT_OPENED and (accept is None or accept(data[:16]))
+            if is_accepted and not isinstance(is_accepted, str):  # text says which package is missing
+                return factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # of another format, as in Pillow
+            continue
+        except Exception as error:
+            raise _damaged(name, error) from error
+    return None
+
+
+def _decode(image: PIL.Image.Image, name: str, max_pixels: int) -> PIL.Image.Image:
+    check_pixels(image.size, name, max_pixels)
+    try:
+        return PIL.ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise exceptions of many kinds for corrupt files
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> UnreadableImageError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return UnreadableImageError(f"{name} holds a damaged image: {reason}.")
+
+
+def check_pixels(shape: tuple[int, ...], name: str, max_pixels: int) -> None:
+    """Raise `ValueError` for a shape of more than `max_pixels`."""
+    if np.prod(shape, dtype=object) > max_pixels:
+        size = "x".join(map(str, shape))
+        raise UnreadableImageError(
+            f"{name} holds an image of {size} pixels, more than max_pixels={max_pixels}: raise it to read the file."
+        )
+
+
+def _max_bytes(max_pixels: int) -> int:
+    return 4 * max_pixels + 2**20
+
+
+def read_file(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
+    """The content of an image file, up to one byte more than is allowed. Raises `OSError`, or `ValueError` if it is
+    not a regular file: a pipe or a device may never end."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UnreadableImageError(f"{str(path)!r} is a pipe or a device, not a regular file.")
+    with open(path, "rb") as file:  # raises `IsADirectoryError` for a folder
+        if os.fstat(file.fileno()).st_size > _max_bytes(max_pixels):
+            raise UnreadableImageError(f"{str(path)!r} is too large for an image of max_pixels={max_pixels}.")
+        return file.read(_max_bytes(max_pixels) + 1)
+
+
+def _read_text(text: str, max_pixels: int) -> bytes:
+    """What a URL or base64 text stands for; nothing for another text."""
+    if text.startswith(URL):
+        data = bytearray()
+        try:
+            with httpx.stream("GET", text, timeout=URL_TIMEOUT, follow_redirects=True) as response:
+                for part in response.raise_for_status().iter_bytes():
+                    data += part
+                    if len(data) > _max_bytes(max_pixels):
+                        break
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"Cannot download {text}: {reason}") from error
+        return bytes(data)
+    try:
+        return base64.decodebytes((text.partition(",")[2] if text.startswith("data:") else text).encode())
+    except ValueError:
+        return b""
 
 
 def channel_axis(array: np.ndarray, data_format: str | None = None) -> int | None:
@@ -48,7 +176,8 @@ def _gray_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
     if image.has_transparency_data:
         paper = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
         image = image.convert("LA") if image.mode == "La" else image  # Pillow converts it to nothing else
-        image = PIL.Image.alpha_composite(paper, image.convert("RGBA"))
+        image = PIL.Image.alpha_composite(paper, image if image.mode == "RGBA" else image.convert("RGBA"))
+        del paper  # of a large image, each copy counts
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")
     return np.asarray(image.convert("L"))
@@ -97,7 +226,8 @@ def _eight_bits(array: np.ndarray, sixteen: bool | None = None) -> np.ndarray:
             raise ValueError(f"A uint16 image with values up to {high} may have 8 bits or 16: convert it to uint8.")
     if low < 0 or high > (65535 if sixteen else 255):
         raise ValueError(f"Integer images must lie in 0 to 255, or to 65535 as uint16, got {low} to {high}.")
-    return np.round(array / 257).astype(np.uint8) if sixteen else array.astype(np.uint8)
+    # Rounded, in integers: floats would take eight bytes per pixel.
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8) if sixteen else array.astype(np.uint8)
 
 
 def frame_image(
