@@ -332,6 +332,7 @@ def icon_of(content: bytes) -> bytes:
         (encoded(DIGIT, "PNG")[:80], "damaged image"),
         (b"", "no image that Pillow can read"),
     ],
+    ids=["text", "icon", "PostScript", "cut off", "empty"],
 )
 def test_images_that_take_memory_or_programs_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
