@@ -103,6 +103,15 @@ def test_a_processor_of_an_impossible_size_is_refused(size):
             make()
 
 
+@pytest.mark.parametrize(
+    "flags", [["--num_hidden_layers=1000000"], ["--image_size=100000"], ["--image_size=1024", "--patch_size=1"],
+              ["--hidden_size=1000000000"], ["--num_labels=30000000"]],
+)  # fmt: skip
+def test_impossible_sizes_are_refused_before_images_are_read(flags):
+    with pytest.raises(UsageError, match=r"must (be|have) at most"):
+        parse_arguments([*QUICK, "--output_dir=x", *flags])
+
+
 def change_json(name: str, **values):
     def change(folder):
         record = json.loads((folder / name).read_text())

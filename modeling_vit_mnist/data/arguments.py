@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..cli.arguments import arg
 from ..cli.errors import UsageError
+from ..configuration_vit_mnist import LIMITS
 from ..grayscale_vit_mnist import MAX_IMAGE_PIXELS
 
 DEFAULT_DATASET = "ylecun/mnist"
@@ -44,6 +45,8 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} must be at least 1, got {value}.")
+        if (self.num_labels or 0) > LIMITS["num_labels"]:
+            raise UsageError(f"--num_labels must be at most {LIMITS['num_labels']}, got {self.num_labels}.")
         size = self.validation_size
         if size is not None and not size > 0:  # also true for NaN
             raise UsageError(f"--validation_size must be positive, got {size:g}.")

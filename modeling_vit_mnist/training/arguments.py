@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
@@ -59,6 +60,13 @@ class ModelArguments:
 
     def __post_init__(self):
         refusals.check_finite(self)
+        if self.model_name_or_path is None:
+            try:  # before images are read
+                VitMnistConfig(**self.config_fields())
+            except (ValueError, StrictDataclassError) as error:
+                raise UsageError(
+                    str(error).rpartition("ValueError: ")[2]
+                ) from error  # without what wraps the sentence
 
     def config_fields(self) -> dict[str, Any]:
         """The fields of [`VitMnistConfig`] that were set."""
