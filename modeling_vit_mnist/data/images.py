@@ -16,7 +16,7 @@ import torch
 from datasets.utils.file_utils import xopen
 
 from ..cli.errors import UsageError
-from ..grayscale_vit_mnist import MAX_IMAGE_PIXELS, NOT_OPENED, UnreadableImageError, open_image, read_file
+from ..grayscale_vit_mnist import MAX_IMAGE_PIXELS, NOT_OPENED, UnreadableImageError, max_bytes, open_image, read_file
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DataArguments
 
@@ -127,7 +127,7 @@ def read_encoded(item: dict[str, Any], max_pixels: int = MAX_IMAGE_PIXELS) -> by
         raise ValueError("there is no image")
     if "://" in path:
         with xopen(path, "rb") as file:
-            return file.read()
+            return file.read(max_bytes(max_pixels) + 1)  # more is refused
     # Absolute, so that an error shows where a relative path of a table was looked for: in the working directory.
     return read_file(os.path.abspath(path), max_pixels)
 
