@@ -51,8 +51,8 @@ def open_image(source: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> PIL.Image.Ima
     else:
         if source.seekable():
             source.seek(0)
-        data = source.read(_max_bytes(max_pixels) + 1)
-    if len(data) > _max_bytes(max_pixels):
+        data = source.read(max_bytes(max_pixels) + 1)
+    if len(data) > max_bytes(max_pixels):
         raise UnreadableImageError(f"{name} is too large for an image of max_pixels={max_pixels}.")
     image = _identify(data, name)
     if image is None:
@@ -100,7 +100,8 @@ def check_pixels(shape: tuple[int, ...], name: str, max_pixels: int) -> None:
         )
 
 
-def _max_bytes(max_pixels: int) -> int:
+def max_bytes(max_pixels: int) -> int:
+    """Of a file with an image of up to `max_pixels`, besides a megabyte of text and profiles."""
     return 4 * max_pixels + 2**20
 
 
@@ -111,9 +112,9 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> by
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UnreadableImageError(f"{str(path)!r} is a pipe or a device, not a regular file.")
     with open(path, "rb") as file:  # raises `IsADirectoryError` for a folder
-        if os.fstat(file.fileno()).st_size > _max_bytes(max_pixels):
+        if os.fstat(file.fileno()).st_size > max_bytes(max_pixels):
             raise UnreadableImageError(f"{str(path)!r} is too large for an image of max_pixels={max_pixels}.")
-        return file.read(_max_bytes(max_pixels) + 1)
+        return file.read(max_bytes(max_pixels) + 1)
 
 
 def _read_text(text: str, max_pixels: int) -> bytes:
@@ -124,7 +125,7 @@ def _read_text(text: str, max_pixels: int) -> bytes:
             with httpx.stream("GET", text, timeout=URL_TIMEOUT, follow_redirects=True) as response:
                 for part in response.raise_for_status().iter_bytes():
                     data += part
-                    if len(data) > _max_bytes(max_pixels):
+                    if len(data) > max_bytes(max_pixels):
                         break
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error).partition("\n")[0]
