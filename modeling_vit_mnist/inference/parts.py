@@ -72,7 +72,7 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
     if num_processes > 1 and (device := choose_device(args.device)).type != "cpu" and device.index is None:
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
         args = replace(args, device=f"{device.type}:{local_rank % torch.accelerator.device_count()}")
-    classifier = load_classifier(args)
+    classifier = load_classifier(args, data_args.max_pixels)
     source = open_source(args, data_args, classifier.processor)
     numbers, names = match_classes(source.names, classifier.names)
     if isinstance(source, ImageStream):

@@ -19,6 +19,7 @@ from ..data.arguments import DATASET_VARIABLE, DataArguments
 from ..data.images import ImageDataset
 from ..data.splits import load_images, stream_images
 from ..data.streaming import ImageStream
+from ..grayscale_vit_mnist import MAX_IMAGE_PIXELS
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import QUIET_BEYOND, InferenceArguments
@@ -86,7 +87,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         check_output(Path(path), files or dataset_folders(data_args))
     if args.grid:
         from .plots import plot_predictions
-    classifier = load_classifier(args)
+    classifier = load_classifier(args, data_args.max_pixels)
     model, processor, names, threshold = classifier.model, classifier.processor, classifier.names, classifier.threshold
 
     batches: Batches
@@ -173,11 +174,11 @@ class Classifier:
         return seconds
 
 
-def load_classifier(args: InferenceArguments) -> Classifier:
+def load_classifier(args: InferenceArguments, max_pixels: int = MAX_IMAGE_PIXELS) -> Classifier:
     """The checkpoint that the arguments name, on their device. Raises [`UsageError`] for flags that do not fit it."""
     device = choose_device(args.device)
     model, processor = load_checkpoint(args.model)
-    processor.max_pixels = data_args.max_pixels
+    processor.max_pixels = max_pixels
     names = class_names(model)
     if args.top_k > len(names):
         raise UsageError(f"--top_k must be at most {len(names)}, the number of classes, got {args.top_k}.")
