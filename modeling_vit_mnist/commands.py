@@ -24,8 +24,10 @@ def run(command: Callable[[], None]) -> None:
 def train() -> None:
     """Train the tiny ViT and save it as a complete checkpoint folder."""
     from .training.arguments import parse_arguments
+    from .training.processes import watch_launcher
     from .training.train import train
 
+    watch_launcher()
     train(*parse_arguments(sys.argv[1:]))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # otherwise torch can abort at shutdown

@@ -12,14 +12,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
+from modeling_vit_mnist.cli import files
 from modeling_vit_mnist.cli.errors import UsageError
-from modeling_vit_mnist.cli.files import finish_replacing
+from modeling_vit_mnist.cli.files import finish_replacing, locked
+from modeling_vit_mnist.training import run_folder
 from modeling_vit_mnist.training import train as train_module
 from modeling_vit_mnist.training import trainer as trainer_module
 from modeling_vit_mnist.training.arguments import VitMnistTrainingArguments
+from modeling_vit_mnist.training.manifest import write_manifest
 from modeling_vit_mnist.training.run_folder import (
     DECISIVE_ARGUMENTS,
     NATURAL_GRADIENT_ARGUMENTS,
@@ -61,6 +63,7 @@ def test_a_stopped_run_resumes_and_ends_with_the_same_weights(finished, stopped,
     state = json.loads(record.read_text())
     state["log_history"][-1]["elapsed"] = 1000.0
     record.write_text(json.dumps(state))
+    write_manifest(folder / "checkpoint-12")
     results = train(*arguments(folder))
     assert f"Resuming from {folder / 'checkpoint-12'}" in capsys.readouterr().out
     first, again = weights(finished[0]), weights(folder)
@@ -227,9 +230,12 @@ def test_overwriting_keeps_the_old_result_until_the_new_one_is_complete(finished
 
 
 @pytest.mark.parametrize("moved", [0, 1, 5])
-def test_a_kill_while_files_are_moved_is_completed_later(finished, tmp_path, monkeypatch, moved):
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_kill_while_files_are_moved_is_completed_later(finished, tmp_path, monkeypatch, moved, in_one_step):
+    """In one step, the old result is complete until then. Where this is impossible, some of the files are new."""
     folder = shutil.copytree(finished[0], tmp_path / "run")
     (folder / "seeds.json").write_text("{}")
+    before = contents(folder)
     model, processor = load_checkpoint(folder)
     with torch.no_grad():
         model.head.weight.zero_()
@@ -241,14 +247,113 @@ def test_a_kill_while_files_are_moved_is_completed_later(finished, tmp_path, mon
             raise Stop
         replace(source, target)
 
+    if not in_one_step:
+        monkeypatch.setattr(files, "_exchange", lambda folder: False)
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(os, "replace", killed)
         save_checkpoint(folder, model, processor, card="# card", records={"all_results.json": {"new": 1}})
+    if in_one_step and sys.platform == "linux":
+        assert before.items() <= contents(folder).items()
     finish_replacing(folder)
     assert (folder / "README.md").read_text() == "# card"
     assert json.loads((folder / "all_results.json").read_text())["new"] == 1
     assert not weights(folder)["head.weight"].any()
     assert not [path for path in folder.iterdir() if path.name == "seeds.json" or path.name.startswith(".")]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged on Linux")
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_result_changes_in_one_step_and_keeps_the_files_of_the_user(finished, tmp_path, monkeypatch, refused):
+    """Also an open file and a link. In the folder where the user is, a shell would lose its way."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    (folder / "link").symlink_to("nowhere")
+    identity = folder.stat().st_ino
+    if refused:
+        monkeypatch.chdir(folder)
+    model, processor = load_checkpoint(folder)
+    with locked(folder), (folder / "log.txt").open("w") as log:
+        save_checkpoint(folder, model, processor, card="new", records={})
+        log.write("end")
+        with pytest.raises(UsageError, match="Another process"), locked(folder):
+            pass
+    assert (folder.stat().st_ino == identity) == refused
+    assert (folder / "log.txt").read_text() == "end" and (folder / "notes" / "a.txt").read_text() == "mine"
+    assert os.readlink(folder / "link") == "nowhere"
+    assert (folder / "README.md").read_text() == "new" and not (folder / "run.json").exists()
+    assert not list(tmp_path.glob(".*")) and not list(folder.glob(".*"))
+
+
+def test_what_a_kill_left_behind_is_cleared_up_and_stops_no_run(finished, tmp_path):
+    """In a folder of its own and of a finished run, beside it, and in a folder where the shell has put a log."""
+    folder = tmp_path / "run"
+    for number in range(2):
+        for left in (folder / ".saving-1/checkpoint-8", tmp_path / ".saving-run"):
+            left.mkdir(parents=True)
+            (left / "model.safetensors").write_text("half")
+        for name in (".saving-2-run.json", ".lock", "log.txt", "train.log"):
+            (folder / name).write_text("half")
+        train(*arguments(folder))
+        assert {path.name for path in folder.iterdir()} - contents(finished[0]).keys() == {"log.txt", "train.log"}
+        assert not list(tmp_path.glob(".*")), number
+
+
+def test_the_file_that_the_output_goes_to_is_not_in_the_way(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = "import sys; from modeling_vit_mnist.commands import run, train; run(train)"
+    with (folder / "what happened").open("w") as file:
+        subprocess.run(
+            [sys.executable, "-c", code, *QUICK, "--num_train_epochs=1", f"--output_dir={folder}"],
+            stdout=file, stderr=subprocess.STDOUT, check=True, cwd=ROOT,
+        )  # fmt: skip
+    assert "Saved to" in (folder / "what happened").read_text()
+
+
+def test_checkpoints_are_deleted_before_the_record_that_says_so(finished, stopped, tmp_path, monkeypatch):
+    """A kill in between leaves neither a checkpoint in a finished folder for ever, nor half of one under its name."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Stop))
+        patch.setattr(files, "_exchange", lambda folder: False)
+        run_folder.close_run(folder, arguments(folder)[-1])
+    assert [last.name for last in run_folder.own_checkpoints(folder)] == ["checkpoint-8", "checkpoint-4"]
+    for path in finished[0].iterdir():
+        shutil.copy(path, folder)
+    train(*arguments(folder))
+    assert contents(folder).keys() == contents(finished[0]).keys()
+
+
+def test_overwriting_keeps_the_checkpoints_of_another_run_until_the_new_result_is_complete(
+    stopped, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    command = arguments(folder, "--seed=1", "--overwrite")
+    for epochs in (1, 2):
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            stop_after(epochs, patch)
+            train(*command)
+        (aside,) = folder.glob(".replaced-*")
+        old = {name: content for name, content in contents(stopped).items() if name.startswith("checkpoint-")}
+        assert contents(aside) == old
+    assert last_complete_checkpoint(folder).name == "checkpoint-8"
+    train(*command)
+    assert not list(folder.glob(".*")) and not list(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"training": 3}', b"\0" * 100])
+def test_a_lost_record_of_an_unfinished_run_is_in_its_checkpoints(finished, stopped, tmp_path, content, capsys):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    (folder / "unfinished_run.json").unlink()
+    if content is not None:
+        (folder / "unfinished_run.json").write_bytes(content)
+    train(*arguments(folder))
+    assert f"Resuming from {folder / 'checkpoint-12'}" in capsys.readouterr().out
+    assert (folder / "model.safetensors").read_bytes() == (finished[0] / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"holds a different run .seed 0 there, 1 here"):
+        train(*arguments(folder, "--seed=1"))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(finished, tmp_path, run_script):
@@ -331,7 +436,7 @@ def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
         (["--hidden_size=16"], "hidden_size 8 there, 16 here"),
         (["--optim=sgd"], "optim adam there, sgd here"),
         (["--resume_from_checkpoint=no"], "pass --overwrite"),
-        (["--resume_from_checkpoint=/nowhere"], "config.json is missing"),
+        (["--resume_from_checkpoint=/nowhere"], "manifest.json is missing"),
     ],
 )
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(stopped, tmp_path, flags, message):
@@ -407,19 +512,19 @@ def test_a_checkpoint_continues_its_own_run_only(stopped, tmp_path, flags, messa
         ("optimizer.pt", b"torn", r"optimizer\.pt is damaged"),
         ("scheduler.pt", b"", r"scheduler\.pt is damaged"),
         ("model.safetensors", b"torn", r"model\.safetensors is damaged"),
-        ("trainer_state.json", b"{", r"trainer_state\.json is damaged"),
-        ("model.safetensors", None, "holds weights that are not finite"),
+        ("trainer_state.json", b"{", r"trainer_state\.json is damaged: it has 1 bytes, not "),
+        ("rng_state.pth", None, r"rng_state\.pth is damaged: its content is not what was written"),
+        ("optimizer.pt", None, r"optimizer\.pt is damaged: its content is not what was written"),
+        ("manifest.json", b"{", r"manifest\.json is damaged"),
+        ("manifest.json", b"[]", r"manifest\.json is damaged"),
+        ("manifest.json", b"{}", r"manifest\.json is damaged: it names no files"),
+        ("manifest.json", b'{"../../run": {"size": 1, "sha256": ""}}', r"\.\./\.\./run is unreadable"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_or_skipped(stopped, tmp_path, name, content, damage, caplog):
     folder = shutil.copytree(stopped, tmp_path / "run")
     path = folder / "checkpoint-12" / name
-    if content is None:
-        state = weights(folder / "checkpoint-12")
-        state["head.bias"][3] = torch.nan
-        save_file(state, path, metadata={"format": "pt"})
-    else:
-        path.write_bytes(content)
+    path.write_bytes(bytes(path.stat().st_size) if content is None else content)  # zeros, as after a power loss
     with pytest.raises(UsageError, match=damage):
         train(*arguments(folder, f"--resume_from_checkpoint={folder / 'checkpoint-12'}"))
     assert last_complete_checkpoint(folder) == folder / "checkpoint-8"

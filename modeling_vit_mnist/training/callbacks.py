@@ -64,12 +64,13 @@ class DatasetEpochCallback(TrainerCallback):
 
 class CheckpointCallback(TrainerCallback):
     """Saves what a run must not lose, with any save strategy: the best weights, and those of the last step, in case of
-    a failure after training. The latter are saved after the log and the evaluation of the last epoch, which a run that
-    resumes there would miss. Logs the loss before each save, so that the mean loss of a resumed run counts every step.
-    """
+    a failure after training. What is due at the last step of an epoch is saved after the log and the evaluation of the
+    epoch, which a run that resumes there would miss. Logs the loss before each save, so that the mean loss of a
+    resumed run counts every step."""
 
     saved = 0
     selects = False
+    is_due = False
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.selects = True  # Trainer does not select the evaluation of --eval_on_start
@@ -83,12 +84,14 @@ class CheckpointCallback(TrainerCallback):
         self.saved = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps:
+        is_last = state.global_step >= state.max_steps
+        self.is_due = is_last or control.should_save
+        if is_last or state.epoch % 1 == 0:
             control.should_save = False
         control.should_log |= control.should_save
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps and self.saved != state.global_step:
+        if self.is_due and self.saved != state.global_step:
             control.should_save = True
         control.should_log |= control.should_save
 

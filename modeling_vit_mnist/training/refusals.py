@@ -29,7 +29,7 @@ REFUSED = {
     "batch_eval_metrics": "the metrics need all predictions at once",
     "dataloader_in_order": "the order of the images would depend on chance",
     "debug": "training stops by itself at the first number that is not finite",
-    "enable_jit_checkpoint": "a stopped run resumes from its last checkpoint: set --save_steps",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save a checkpoint without it",
     "eval_use_gather_object": "all predictions are tensors",
     "ignore_data_skip": "a resumed run would see some images twice and others never",
     "include_for_metrics": "the metrics read predictions and labels only",

@@ -1,26 +1,29 @@
 """The output folder of a run: new, to be resumed, finished, or of another run.
 
 `run.json` and `all_results.json` describe the finished checkpoint in the folder, and are only written together with
-it. `unfinished_run.json` describes the run whose training checkpoints are there."""
+it. `unfinished_run.json` says that a run has not finished there. Each of its checkpoints holds the `run.json` of the
+run, and a manifest."""
 
 import hashlib
 import itertools
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
+import uuid
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from transformers import TrainerCallback
 
 from ..checkpoints.card import read_run
 from ..cli.errors import UsageError
-from ..cli.files import finish_replacing, write_text
+from ..cli.files import remove_folder, write_text
 from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
 from ..data.images import ImageDataset
@@ -28,14 +31,18 @@ from ..data.splits import fingerprint
 from ..data.streaming import ImageStream
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import ModelArguments, VitMnistTrainingArguments
+from .manifest import find_damage
+from .processes import decide
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "all_results.json"
 UNFINISHED_FILE = "unfinished_run.json"
-# What Trainer writes into a checkpoint that training can resume from.
-RESUMABLE_FILES = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+# Begins the names of folders with the checkpoints of a run that is being replaced.
+REPLACED = ".replaced-"
+# What a shell or a logger puts into the folder of a run.
+LOGS = ("*.log", "*.out", "*.err", "log*.txt", "runs")
 # Arguments of Trainer that decide the result of a run, and are always recorded.
 DECISIVE_ARGUMENTS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "total_train_batch_size", "optim", "learning_rate",
@@ -110,46 +117,65 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
 
     Returns `None` to start, the checkpoint to resume from, or the results file of this run if it has finished. Raises
     [`UsageError`] if the folder holds another run, or something else, and `--overwrite` was not given. `--overwrite`
-    keeps a finished checkpoint until the new one is complete, and resumes a run that was cut off while replacing it.
+    keeps a finished checkpoint, and the checkpoints of an unfinished run, until the new result is complete. It resumes
+    a run that was cut off while replacing them.
     """
-    if args.process_index == 0:
-        finish_replacing(folder)
     finished = None
     if (folder / RESULTS_FILE).is_file() and not args.overwrite:
         try:
             finished, _ = read_run(folder)
         except UsageError as error:
             raise UsageError(f"{error}. Pass --overwrite to train it again.") from error
-    unfinished = _read(folder / UNFINISHED_FILE)
+    unfinished, last = _find_unfinished(folder)
     is_unfinished = unfinished is not None and not any(differences(unfinished, run))
     if finished and not any(differences(finished, run)):
-        if is_unfinished and args.process_index == 0:  # killed before it cleaned up, or while it trained again
+        if is_unfinished:  # killed before it cleaned up, or while it trained again
             close_run(folder, args)
         return folder / RESULTS_FILE
     checkpoint = chosen_checkpoint(args)
     if is_unfinished:
-        return checkpoint or last_complete_checkpoint(folder)
+        return checkpoint or last
     if not args.overwrite:
-        _check_unused(folder, unfinished or finished, run)
+        _check_unused(folder, unfinished or finished, run, last)
     if checkpoint is not None:
         _check_continues(checkpoint, run, args)
         if checkpoint.resolve().parent == folder.resolve():
-            raise UsageError(f"--overwrite would delete {checkpoint}: pass another --output_dir.")
-    if args.process_index == 0:
-        for old in own_checkpoints(folder):
-            shutil.rmtree(old)
-        write_text(folder / UNFINISHED_FILE, json.dumps(run, indent=2) + "\n")
+            raise UsageError(f"--overwrite would replace {checkpoint}: pass another --output_dir.")
+    _set_aside(folder)
+    write_text(folder / UNFINISHED_FILE, json.dumps(run, indent=2) + "\n")
     if args.resume_from_checkpoint and checkpoint is None:
         logger.warning("%s holds no checkpoint of this run: starting from the beginning.", folder)
     return checkpoint
 
 
+def _find_unfinished(folder: Path) -> tuple[dict | None, Path | None]:
+    """The record of the run that has not finished in a folder, and its last whole checkpoint."""
+    if not (folder / UNFINISHED_FILE).exists() and (folder / RESULTS_FILE).is_file():
+        return None, None
+    last = last_complete_checkpoint(folder)
+    return _read(folder / UNFINISHED_FILE if last is None else last / RUN_FILE), last
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the checkpoints of another run out of the way until [`close_run`]."""
+    checkpoints = own_checkpoints(folder)
+    if not checkpoints:
+        return
+    aside = folder / f"{REPLACED}{uuid.uuid4().hex[:8]}"
+    aside.mkdir()
+    logger.warning("The checkpoints that were in %s are kept in %s until this run has finished.", folder, aside)
+    for checkpoint in checkpoints:
+        checkpoint.rename(aside / checkpoint.name)
+
+
 def close_run(folder: Path, args: VitMnistTrainingArguments) -> None:
-    """Delete what only resuming needs from the folder of a finished run."""
-    (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+    """Delete what only resuming needs from the folder of a finished run, and what it has replaced."""
     if not args.keep_checkpoints:
         for checkpoint in own_checkpoints(folder):
-            shutil.rmtree(checkpoint)
+            remove_folder(checkpoint)
+    for replaced in folder.glob(f"{REPLACED}*"):
+        shutil.rmtree(replaced)
+    (folder / UNFINISHED_FILE).unlink(missing_ok=True)  # last: it says that there may be something to delete
 
 
 def own_checkpoints(folder: Path) -> list[Path]:
@@ -171,28 +197,11 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """Why training cannot resume from a checkpoint, in words."""
-    for name in RESUMABLE_FILES:
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        try:
-            if name.endswith(".json"):
-                json.loads(path.read_text(encoding="utf-8"))
-            elif name.endswith(".pt"):
-                torch.load(path, "cpu", weights_only=True)
-            elif not all(weight.isfinite().all() for weight in load_file(path).values()):
-                return f"{name} holds weights that are not finite"
-        except Exception as error:  # pickle, zip and safetensors raise exceptions of their own
-            return f"{name} is damaged ({type(error).__name__})"
-    return None
-
-
 def differences(previous: dict, run: dict, besides: Collection[str] = ()) -> Iterator[str]:
     """What makes `run` another run than `previous`, but for the settings in `besides`, in words."""
     for part in run:
-        there, here = previous.get(part, {}), run[part]
+        there, here = previous.get(part), run[part]
+        there = there if isinstance(there, dict) else {}
         for name in sorted(there.keys() | here.keys()):
             if name in (*NAMES, *besides) or there.get(name) == here.get(name):
                 continue
@@ -214,12 +223,18 @@ class RunFolderCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.resumed is None or state.best_global_step is None:
             return
+        state.best_model_checkpoint = decide(args, self._find_best, state)
+        if state.best_model_checkpoint is None and args.load_best_model_at_end:
+            state.best_metric = state.best_global_step = None
+
+    def _find_best(self, state) -> str | None:
         best = self.resumed.parent / f"checkpoint-{state.best_global_step}"
-        if (best / "model.safetensors").is_file():
-            state.best_model_checkpoint = str(best)
-        elif args.load_best_model_at_end:
-            logger.warning("The best checkpoint so far, %s, is missing: selecting among those to come.", best)
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        elsewhere = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
+        damage = [find_damage(path) for path in (best, *elsewhere)]
+        if None in damage:
+            return str((best, *elsewhere)[damage.index(None)])
+        logger.warning("The best checkpoint so far, %s, is lost: %s. Selecting among those to come.", best, damage[0])
+        return None
 
     def on_save(self, args, state, control, **kwargs):
         if self.limit and state.is_world_process_zero:
@@ -228,7 +243,7 @@ class RunFolderCallback(TrainerCallback):
             keep = max(self.limit - 1, any(path.name == best for path in others))
             others.sort(key=lambda path: path.name != best)  # stable: the best one first, then the latest
             for old in others[keep:]:
-                shutil.rmtree(old)
+                remove_folder(old)
 
 
 def _read(path: Path) -> dict | None:
@@ -240,10 +255,11 @@ def _read(path: Path) -> dict | None:
     return record if isinstance(record, dict) else None
 
 
-def _check_unused(folder: Path, previous: dict | None, run: dict) -> None:
-    """Raise [`UsageError`] if the folder holds another run, or files that no run has written."""
+def _check_unused(folder: Path, previous: dict | None, run: dict, last: Path | None) -> None:
+    """Raise [`UsageError`] if the folder holds another run, or files that no run has written. Hidden files and logs do
+    not count, nor does a run that ended before its first checkpoint."""
     visible = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != UNFINISHED_FILE]
-    if not visible:  # also after a run that ended before its first checkpoint
+    if all(any(path.match(pattern) for pattern in LOGS) or _is_our_output(path) for path in visible):
         return
     numbers = itertools.count(2)
     other = next(name for number in numbers if not Path(name := f"{folder}-{number}").exists())
@@ -253,20 +269,28 @@ def _check_unused(folder: Path, previous: dict | None, run: dict) -> None:
         raise UsageError(f"{folder} is not empty and holds no run: {advice}.")
     reasons = "; ".join(itertools.islice(differences(previous, run), 3))
     if all(previous.get(part) == run[part] for part in run if part != "training"):
-        checkpoint = last_complete_checkpoint(folder)
-        if checkpoint is not None:
-            resume = f"--resume_from_checkpoint {shlex.quote(str(checkpoint))}"
+        if last is not None:
+            resume = f"--resume_from_checkpoint {shlex.quote(str(last))}"
             advice += f". To go on from its last checkpoint, pass {other} {resume}"
         elif (folder / "model.safetensors").is_file():
             advice += f". To train its model further, pass {other} --model_name_or_path {shlex.quote(str(folder))}"
     raise UsageError(f"{folder} holds a different run ({reasons}): {advice}.")
 
 
+def _is_our_output(path: Path) -> bool:
+    """Whether a shell directs the output of this process to a file."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # a closed stream
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return True
+    return False
+
+
 def _check_continues(checkpoint: Path, run: dict, args: VitMnistTrainingArguments) -> None:
     """Raise [`UsageError`] unless `run` is the run of the checkpoint, but longer. Optimizer, schedule and the best
     metric so far come from the checkpoint, so other settings would have no effect."""
-    record = _read(checkpoint.parent / UNFINISHED_FILE) or _read(checkpoint.parent / RUN_FILE)
-    reason: str | None = "its folder holds no record of its run"
+    record = _read(checkpoint / RUN_FILE)
+    reason: str | None = "it holds no record of its run"
     if record is not None:
         reason = next(differences(record, run, besides=LENGTH), None)
     state = _read(checkpoint / "trainer_state.json")

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import time
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ from .callbacks import EpochReportCallback, QuietProgressCallback
 from .compiled import plain
 from .initialization import build_model, whiten_patch_embed
 from .natural_gradient import MAX_PARAMETERS
+from .processes import decide, shared
 from .run_folder import RESULTS_FILE, RUN_FILE, RunFolderCallback, close_run, describe_run, prepare_output_dir
+from .signals import StopCallback
 from .trainer import VitMnistTrainer, compute_metrics, concatenated, count_epochs, make_trainer
 
 logger = logging.getLogger(__name__)
@@ -56,17 +59,18 @@ def train(
         UsageError: wrong input, or an output folder that holds another run or cannot be written.
         OSError: the disk is full. The content of the folder is unchanged.
         ConnectionError: the Hub is needed and cannot be reached. A trained model is complete in the folder.
+        SystemExit: SIGTERM or Ctrl-C came. The run goes on from its last step when it is called again.
     """
-    if args.process_index > 0:
+    is_main = args.process_index == 0
+    if not is_main:
         logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
-        return _train(model_args, data_args, augmentation, args)
-    with locked(Path(args.output_dir)):
-        return _train(model_args, data_args, augmentation, args)
+    with StopCallback() as stop, locked(Path(args.output_dir)) if is_main else nullcontext():
+        return _train(model_args, data_args, augmentation, args, stop)
 
 
 def _train(
     model_args: ModelArguments, data_args: DataArguments, augmentation: AugmentationArguments,
-    args: VitMnistTrainingArguments,
+    args: VitMnistTrainingArguments, stop: StopCallback,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.time()
     folder = Path(args.output_dir)
@@ -91,11 +95,16 @@ def _train(
         )
     if model_args.whiten_patches and not model_args.model_name_or_path:
         whiten_patch_embed(model, datasets["train"])
-    run = describe_run(model, model_args, data_args, augmentation, args, datasets)
-    with args.main_process_first(desc="output folder"):
-        checkpoint = prepare_output_dir(folder, run, args)
-    if checkpoint is not None and checkpoint.name == RESULTS_FILE:
-        results = json.loads(checkpoint.read_text(encoding="utf-8"))
+
+    def find_start() -> tuple[dict, Path | None, dict | None]:
+        """The record of the run, the checkpoint to resume from, and the results if it has finished."""
+        run = describe_run(model, model_args, data_args, augmentation, args, datasets)
+        found = prepare_output_dir(folder, run, args)
+        is_finished = found is not None and found.name == RESULTS_FILE
+        return run, found, json.loads(found.read_text(encoding="utf-8")) if is_finished else None
+
+    run, checkpoint, results = decide(args, find_start)
+    if results is not None:
         if is_main:
             print(f"This run has already finished in {folder} (--overwrite trains it again).")
             print_results(results)
@@ -117,14 +126,20 @@ def _train(
 
     trainer_args = copy.copy(args)
     trainer_args.save_total_limit = None  # Trainer would also delete folders such as checkpoint-best
-    trainer = make_trainer(model, datasets, augmentation, trainer_args)
+    trainer_args.save_on_each_node = False  # what the main process saves is for all
+    trainer = make_trainer(model, datasets, augmentation, trainer_args, stop)
+    trainer.run = run
     trainer.add_callback(RunFolderCallback(checkpoint, args.save_total_limit))
     progress = next((c for c in trainer.callback_handler.callbacks if isinstance(c, QuietProgressCallback)), None)
     try:
-        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with shared(args, checkpoint) as source:
+            output = trainer.train(resume_from_checkpoint=None if source is None else str(source))
     finally:
         if progress is not None:
             progress.close()
+    stop.exit_if_received(args, trainer.state)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise RuntimeError(f"Training ended at step {trainer.state.global_step} of {trainer.state.max_steps}.")
     trainer.model = finished_model(trainer)
     if is_main and not (folder / RESULTS_FILE).is_file():  # whatever fails from here on, the weights are safe
         save_checkpoint(folder, trainer.model, trainer.processing_class, card=None, records={})
@@ -204,7 +219,7 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     # With --load_best_model_at_end no, the model is the last one.
     selected = trainer.args.load_best_model_at_end and state.best_model_checkpoint
     best_step = int(selected.rpartition("-")[2]) if selected else state.global_step
-    if selected and not Path(selected).is_dir():
+    if selected and trainer.args.process_index == 0 and not Path(selected).is_dir():
         raise FileNotFoundError(f"The best checkpoint {selected} was deleted during training.")
     validation = trainer.predict(datasets["validation"], metric_key_prefix="eval")
     trainer.model.config.digit_score_threshold = score_threshold(validation)

@@ -1,16 +1,23 @@
 """transformers' `Trainer` for this model."""
 
+import json
 import logging
 import math
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import broadcast, gather_object
+from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..cli.errors import UsageError
+from ..cli.files import check_space, new_folder
 from ..data.augmentation import AugmentationArguments, AugmentedDataset, AugmentedStream
 from ..data.images import ImageDataset
 from ..data.streaming import ImageStream
@@ -25,8 +32,11 @@ from .callbacks import (
     QuietProgressCallback,
 )
 from .compiled import compiled
+from .manifest import write_manifest
 from .metrics import VitMnistMetric
 from .natural_gradient import NaturalGradient
+from .run_folder import RUN_FILE
+from .signals import StopCallback
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +44,11 @@ FISHER_STREAM_IMAGES = 10_000  # a stream has no indices: the Fisher matrix is m
 
 
 class VitMnistTrainer(Trainer):
-    """`Trainer` with plain Adam and the natural gradient. It stops at the first number that is not finite. Its last
-    two methods save a tenth of a step."""
+    """`Trainer` with plain Adam and the natural gradient. It stops at the first number that is not finite, and writes
+    checkpoints whole. Its last two methods save a tenth of a step."""
+
+    run: dict[str, Any] | None = None  # the record of the run, for its checkpoints
+    saving_to: Path | None = None  # the checkpoint that is being written
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`. Raises `FloatingPointError` if the loss or a weight is not finite: such weights are not
@@ -89,6 +102,43 @@ class VitMnistTrainer(Trainer):
         loss = torch.nn.functional.cross_entropy(logits.double(), labels).item()
         output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Whole or not at all: under a temporary name in the main process, the only one that writes. Raises `OSError`
+        if the disk is full."""
+        output_dir, state = Path(self.args.output_dir), self.state
+        target = output_dir / f"checkpoint-{state.global_step}"
+        with new_folder(target) if self.args.should_save else nullcontext(target) as self.saving_to:
+            try:
+                super()._save_checkpoint(model, trial)
+                if state.best_global_step == state.global_step:
+                    state.best_model_checkpoint = str(target)
+                if self.args.should_save:
+                    state.save_to_json(str(self.saving_to / "trainer_state.json"))
+                    (self.saving_to / RUN_FILE).write_text(json.dumps(self.run, indent=2) + "\n", encoding="utf-8")
+                    write_manifest(self.saving_to)
+            except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors hide what went wrong
+                check_space(output_dir, error)
+                raise
+        self.saving_to = None
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self.saving_to is None else str(self.saving_to.parent)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Those of all processes, by the main one."""
+        with tempfile.TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            states = gather_object([(path.name, path.read_bytes()) for path in Path(folder).iterdir()])
+        for name, content in states if self.args.should_save else ():
+            Path(output_dir, name).write_bytes(content)
+
+    def _load_best_model(self) -> None:
+        """Loaded by the main process, and the same in all: the others may have no access to its disk."""
+        if self.args.process_index == 0:
+            super()._load_best_model()
+        broadcast(list(self.model.state_dict().values()))
 
     def save_model(self, *args, **kwargs) -> None:
         self._check_weights()
@@ -151,7 +201,7 @@ class VitMnistTrainer(Trainer):
 
 def make_trainer(
     model: VitMnistForImageClassification, datasets: dict[str, ImageDataset | ImageStream],
-    augmentation: AugmentationArguments, args: VitMnistTrainingArguments,
+    augmentation: AugmentationArguments, args: VitMnistTrainingArguments, stop: StopCallback | None = None,
 ) -> VitMnistTrainer:  # fmt: skip
     """The trainer of a run, with its augmented images, metrics and callbacks."""
     train: Any = datasets["train"]
@@ -169,7 +219,8 @@ def make_trainer(
         data_collator=ImageDataset.collate, processing_class=datasets["train"].processor,
         compute_metrics=lambda output: {k: v for k, v in compute_metrics(output).items() if isinstance(v, float)},
         callbacks=[
-            DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback(), CheckpointCallback(),
+            DatasetEpochCallback(train), ElapsedTimeCallback(), EpochReportCallback(), stop or StopCallback(),
+            CheckpointCallback(),
         ],
     )  # fmt: skip
     if args.optim == "natural_gradient":
