@@ -1,7 +1,8 @@
-"""Two CPU processes under `accelerate launch`: the weights of one process, and one end for both."""
+"""Two CPU processes under `accelerate launch`: the weights of one process, and one end for both. Two nodes."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -56,17 +57,17 @@ runpy.run_path(run_train, run_name="__main__")
 
 
 @contextmanager
-def launch(log, *command) -> Iterator[subprocess.Popen]:
+def launch(log, *command, options=("--main_process_port=0",), folder=None) -> Iterator[subprocess.Popen]:
     """Start two processes on a free port, and end them when the block ends."""
     config = ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     with log.open("w") as file:
         launcher = subprocess.Popen(
             [
-                sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
-                "--main_process_port=0", *map(str, command),
+                sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *options,
+                *map(str, command),
             ],
-            env=environment | {"PYTHONPATH": str(ROOT)}, stdout=file, stderr=subprocess.STDOUT,
+            env=environment | {"PYTHONPATH": str(ROOT)}, stdout=file, stderr=subprocess.STDOUT, cwd=folder,
         )  # fmt: skip
         try:
             yield launcher
@@ -125,18 +126,105 @@ def test_two_processes_train_the_weights_of_one(tmp_path):
     )
 
 
-def test_a_killed_process_ends_the_other(tmp_path):
+def wait_for_checkpoint(folder, log, *launchers) -> None:
+    deadline = time.monotonic() + 600
+    while not list(folder.glob("checkpoint-*")):
+        assert all(launcher.poll() is None for launcher in launchers), log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("victim", ["launcher", "process 1"])
+def test_a_killed_process_ends_the_others(tmp_path, victim):
+    """If it is the launcher, nobody else would end the processes that it has started."""
     folder, log = tmp_path / "run", tmp_path / "log"
     with launch(log, ROOT / "run_train.py", *flags(folder, 50, "--num_train_epochs=1000000")) as launcher:
-        deadline = time.monotonic() + 600
-        while not list(folder.glob("checkpoint-*")):
-            assert launcher.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+        wait_for_checkpoint(folder, log, launcher)
         processes = psutil.Process(launcher.pid).children(recursive=True)
         ranks = {process.environ().get("RANK"): process for process in processes}
-        ranks["1"].kill()
-        _, alive = psutil.wait_procs([ranks["0"], ranks["1"]], timeout=120)
+        (launcher if victim == "launcher" else ranks["1"]).kill()
+        _, alive = psutil.wait_procs([ranks["0"], ranks["1"]], timeout=30)
         for process in alive:
             process.kill()
         assert not alive
         assert launcher.wait(timeout=120) != 0
+    if victim == "launcher":
+        assert "error: The launcher of process 0 has ended. The same command resumes the run." in log.read_text()
+
+
+def test_a_process_that_dies_without_a_launcher_ends_the_other(tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [
+        sys.executable, str(ROOT / "run_train.py"), *flags(tmp_path / "run", 50, "--num_train_epochs=1000000"),
+    ]  # fmt: skip
+    logs = [tmp_path / "0", tmp_path / "1"]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as file:
+            environment = os.environ | shared | {"RANK": str(rank), "PYTHONPATH": str(ROOT)}
+            ranks.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+    try:
+        wait_for_checkpoint(tmp_path / "run", logs[0], *ranks)
+        ranks[1].kill()
+        assert ranks[0].wait(timeout=30) == 1
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert "Stopped: another process of this run has ended. Run the same" in logs[0].read_text()
+
+
+def test_two_nodes_need_no_shared_disk(tmp_path):
+    """Each in a folder of its own. Cut off by SIGTERM, continued and finished: as the first one finds it."""
+    nodes = [tmp_path / name for name in ("first", "second")]
+
+    def run(*more, interrupted=False) -> list[str]:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        options = [
+            ("--num_machines=2", f"--machine_rank={rank}", "--main_process_ip=127.0.0.1",
+             f"--main_process_port={port}", "--rdzv_backend=static")
+            for rank in (0, 1)
+        ]  # fmt: skip
+        command = [ROOT / "run_train.py", *flags("run", 50, *NATURAL, *more)]
+        logs = [node.with_suffix(".log") for node in nodes]
+        with (
+            launch(logs[0], *command, options=options[0], folder=nodes[0]) as first,
+            launch(logs[1], *command, options=options[1], folder=nodes[1]) as second,
+        ):
+            if interrupted:
+                wait_for_checkpoint(nodes[0] / "run", logs[0], first, second)
+                first.terminate()
+                second.terminate()
+            codes = {first.wait(timeout=300), second.wait(timeout=300)}
+        said = [log.read_text() for log in logs]
+        assert (codes == {0}) != interrupted, said
+        return said
+
+    for node in nodes:
+        node.mkdir()
+    best = "--load_best_model_at_end=yes"
+    stopped, _ = run(best, "--num_train_epochs=30", interrupted=True)
+    assert "Stopped by SIGTERM. A checkpoint of step" in stopped
+    resumed, other = run(best, "--num_train_epochs=30")
+    assert "Resuming from run/checkpoint-" in resumed and "accuracy" not in other
+    assert not list(nodes[1].iterdir())  # all is saved by the first one
+    results = json.loads((nodes[0] / "run" / "all_results.json").read_text())
+    model, processor = load_checkpoint(nodes[0] / "run")
+    test = load_images(DataArguments(dataset_name=str(SAMPLE), max_eval_samples=101), processor, ["test"])["test"]
+    logits = model(processor.rescale_and_normalize(test.images)).logits
+    loss = torch.nn.functional.cross_entropy(logits, test.labels).item()
+    assert results["best_epoch"] < 30 and results["test_loss"] == pytest.approx(loss, rel=1e-5)
+    finished, _ = run(best, "--num_train_epochs=30")
+    assert "already finished" in finished
+
+    whole = tmp_path / "whole"
+    with launch(
+        tmp_path / "log", ROOT / "run_train.py", *flags(whole, 50, *NATURAL, best, "--num_train_epochs=30")
+    ) as one:
+        assert one.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert (whole / "model.safetensors").read_bytes() == (nodes[0] / "run" / "model.safetensors").read_bytes()

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 import logging
+import re
 import time
 from contextlib import nullcontext
 from datetime import datetime, timedelta
@@ -58,14 +59,21 @@ def train(
     Raises:
         UsageError: wrong input, or an output folder that holds another run or cannot be written.
         OSError: the disk is full. The content of the folder is unchanged.
-        ConnectionError: the Hub is needed and cannot be reached. A trained model is complete in the folder.
+        ConnectionError: the Hub is needed and cannot be reached. A trained model is complete in the folder. Or another
+            process of the run has ended.
         SystemExit: SIGTERM or Ctrl-C came. The run goes on from its last step when it is called again.
     """
     is_main = args.process_index == 0
     if not is_main:
         logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
     with StopCallback() as stop, locked(Path(args.output_dir)) if is_main else nullcontext():
-        return _train(model_args, data_args, augmentation, args, stop)
+        try:
+            return _train(model_args, data_args, augmentation, args, stop)
+        except RuntimeError as error:
+            if args.world_size > 1 and re.search("connection (closed|reset)", str(error), re.IGNORECASE):
+                reason = "another process of this run has ended. Run the same command again to go on"
+                raise ConnectionError(f"Stopped: {reason}.") from error
+            raise
 
 
 def _train(
