@@ -10,11 +10,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from .cli.arguments import RecipeParser
 from .cli.errors import run_script
+from .cli.launcher import watch_launcher
 
 
 def run(command: Callable[[], None]) -> None:
     """Run a command with one-line errors, and without transformers' progress bars for a few kilobytes. Of several
-    processes, the first one warns."""
+    processes, the first one warns, and all end with their launcher."""
+    watch_launcher()
     disable_progress_bar()
     if int(os.environ.get("RANK", 0)) > 0:
         logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
@@ -24,10 +26,8 @@ def run(command: Callable[[], None]) -> None:
 def train() -> None:
     """Train the tiny ViT and save it as a complete checkpoint folder."""
     from .training.arguments import parse_arguments
-    from .training.processes import watch_launcher
     from .training.train import train
 
-    watch_launcher()
     train(*parse_arguments(sys.argv[1:]))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # otherwise torch can abort at shutdown

@@ -313,8 +313,8 @@ def test_no_digit_counts_what_is_below_the_threshold(capsys):
 
 
 @pytest.mark.parametrize(
-    "script", ["accuracy.py", "training.py", "inference.py", "robustness.py", "handwriting.py", "no_digit.py"]
+    "script", "accuracy training inference robustness handwriting no_digit faults scaling".split()
 )
 def test_benchmarks_explain_themselves(script, run_script):
-    done = run_script(f"benchmarks/{script}", "--help")
+    done = run_script(f"benchmarks/{script}.py", "--help")
     assert done.code == 0 and "--" in done.out, done.err

@@ -52,7 +52,7 @@ def load_from_folder(folder: Path, streaming: bool) -> Any:
     if "::" in str(folder.resolve()):  # fsspec takes it for an address inside an archive
         raise UsageError(f"datasets cannot read a folder with '::' in its path: rename {folder.resolve()}.")
     try:
-        listed = _list_files(folder.resolve())
+        listed = list_files(folder.resolve())
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(folder))
         saved = [part for part in sorted(folder.iterdir()) if (part / "state.json").is_file()]
@@ -142,7 +142,7 @@ def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[s
     return name, features, {split: [Path(file) for file in files[split]] for split in files}
 
 
-def _list_files(root: Path) -> list[Path]:
+def list_files(root: Path) -> list[Path]:
     """The files in a folder, relative to it, in the order of their paths, without what `datasets` ignores. Raises
     [`UsageError`] for a pipe or a device among them."""
     files = []

@@ -11,6 +11,7 @@ from ..data.arguments import DataArguments
 
 TABLES = (".jsonl", ".csv", ".parquet")
 QUIET_BEYOND = 5_000  # images
+MAX_BATCH = 100_000  # images whose shapes are shown
 NUM_SAMPLES = 64  # predicted by default
 MAX_SHOWN = 100  # images whose attention fits into one picture
 MAX_FRAMED = 20  # images whose framing fits into one picture
@@ -89,8 +90,8 @@ class VisualizeArguments(_ModelChoice):
     batch_size: int = arg(64, "Images in the batch whose shapes are shown.")
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UsageError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if not 1 <= self.batch_size <= MAX_BATCH:
+            raise UsageError(f"--batch_size must be from 1 to {MAX_BATCH:,}, got {self.batch_size}.")
         if len(self.index) > MAX_SHOWN:
             raise UsageError(f"--index takes at most {MAX_SHOWN} images, got {len(self.index)}.")
 

@@ -28,7 +28,7 @@ from ..checkpoints.settings import BASE_FIELDS, UNUSED
 from ..cli.errors import UsageError, printable
 from ..cli.files import locked, replacing, write_text
 from ..data.arguments import DEFAULT_DATASET, DataArguments
-from ..data.folders import _list_files
+from ..data.folders import list_files
 from ..data.images import ImageDataset
 from ..data.splits import fingerprint, stream_images
 from ..data.streaming import ALL_HASHES, CHUNK, MIN_PARTS, ImageStream
@@ -222,7 +222,7 @@ def _fingerprint(source: ImageDataset | ImageStream, data_args: DataArguments) -
             return str(huggingface_hub.HfApi().dataset_info(str(folder)).sha)
         except Exception:  # offline, from the cache
             return ""
-    found = [(file, (folder / file).stat()) for file in _list_files(folder)]
+    found = [(file, (folder / file).stat()) for file in list_files(folder)]
     files = [(file.as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in found]
     return hashlib.blake2b(json.dumps(files).encode(), digest_size=8).hexdigest()
 
@@ -233,16 +233,13 @@ def part_path(folder: Path, part: int, num_parts: int) -> Path:
 
 
 def prepare_folder(folder: Path, run: dict[str, Any]) -> dict[int, Tally]:
-    """Write the manifest of a new run, or check that the folder's is of the same run, and delete what a killed process
-    left. Returns the counts of the parts that are finished."""
-    for path in folder.glob(".*-part-*.parquet"):
-        path.unlink(missing_ok=True)
+    """Write the manifest of a new run, or check that the folder's is of the same run.
+    Returns the counts of the parts that are finished."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         if other := next((path.name for path in folder.iterdir() if not path.name.startswith(".")), None):
             raise UsageError(f"{folder} is not empty ({other}) and has no {MANIFEST}: choose another folder.")
         write_text(manifest, json.dumps({"run": run}, indent=2))
-        _sync(manifest)
     try:
         before = json.loads(manifest.read_text(encoding="utf-8"))["run"]
         values = {name: (before.get(name), value) for name, value in json.loads(json.dumps(run)).items()}
@@ -281,22 +278,19 @@ def write_part(
     columns = [*COLUMNS, *(["top_k"] if classifier.top_k > 1 else [])]
     path, tally = part_path(folder, part, run["parts"]), Tally(is_selective=classifier.threshold is not None)
     rows: list[dict] = []
-    with replacing(path) as staging:
-        with pyarrow.parquet.ParquetWriter(staging, to_arrow([], columns).schema) as writer:
-            for images, found, labels in batches:
-                classifier.predict(images, found, labels, names, tally)
-                for row in found:
-                    row["part"] = part
-                    if not is_quiet:
-                        print_prediction(row)
-                rows += found
-                if len(rows) >= ROW_GROUP:
-                    writer.write_table(to_arrow(rows, columns))
-                    rows = []
-            writer.write_table(to_arrow(rows, columns))
-            writer.add_key_value_metadata({METADATA: json.dumps({"run": run, "counts": asdict(tally)})})
-        _sync(staging)
-    _sync(folder)
+    with replacing(path) as staging, pyarrow.parquet.ParquetWriter(staging, to_arrow([], columns).schema) as writer:
+        for images, found, labels in batches:
+            classifier.predict(images, found, labels, names, tally)
+            for row in found:
+                row["part"] = part
+                if not is_quiet:
+                    print_prediction(row)
+            rows += found
+            if len(rows) >= ROW_GROUP:
+                writer.write_table(to_arrow(rows, columns))
+                rows = []
+        writer.write_table(to_arrow(rows, columns))
+        writer.add_key_value_metadata({METADATA: json.dumps({"run": run, "counts": asdict(tally)})})
     return tally
 
 
@@ -313,16 +307,4 @@ def write_summary(folder: Path, run: dict[str, Any], tallies: dict[int, Tally]) 
     content = {"run": run, "counts": asdict(total), "parts": parts}
     if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != json.loads(json.dumps(content)):
         write_text(folder / MANIFEST, json.dumps(content, indent=2))
-        _sync(folder / MANIFEST)
     return total
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

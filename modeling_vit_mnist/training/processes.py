@@ -1,10 +1,7 @@
-"""Several processes: what the main one finds decides for all, and none outlives its launcher."""
+"""Several processes: what the main one finds decides for all."""
 
-import os
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +10,6 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from .arguments import VitMnistTrainingArguments
-
-LAUNCHER_CHECK_SECONDS = 2.0
 
 
 def decide(args: VitMnistTrainingArguments, function: Callable, *arguments: Any) -> Any:
@@ -52,20 +47,3 @@ def shared(args: VitMnistTrainingArguments, checkpoint: Path | None) -> Iterator
 
 def _read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def watch_launcher() -> None:
-    """End this process if the launcher that started it ends: nothing else would."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # of accelerate launch and torchrun
-        return
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(LAUNCHER_CHECK_SECONDS)
-        rank = os.environ.get("RANK")
-        print(f"error: The launcher of process {rank} has ended. The same command resumes the run.", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

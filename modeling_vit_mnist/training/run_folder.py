@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 from ..checkpoints.card import read_run
 from ..cli.errors import UsageError
 from ..cli.files import remove_folder, write_text
+from ..cli.inputs import read_text
 from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
 from ..data.images import ImageDataset
@@ -249,8 +250,8 @@ class RunFolderCallback(TrainerCallback):
 def _read(path: Path) -> dict | None:
     """A JSON record; `None` if it is missing or unreadable."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

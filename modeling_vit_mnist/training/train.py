@@ -22,7 +22,7 @@ from transformers import set_seed
 from ..checkpoints.card import describe_versions, fill_card, fill_eval_results
 from ..checkpoints.folder import load_checkpoint, save_checkpoint
 from ..checkpoints.hub import push
-from ..cli.errors import UsageError
+from ..cli.errors import UsageError, printable
 from ..cli.files import locked
 from ..configuration_vit_mnist import VitMnistConfig
 from ..data.arguments import DEFAULT_DATASET, DataArguments
@@ -114,7 +114,7 @@ def _train(
     run, checkpoint, results = decide(args, find_start)
     if results is not None:
         if is_main:
-            print(f"This run has already finished in {folder} (--overwrite trains it again).")
+            print(f"This run has already finished in {printable(str(folder))} (--overwrite trains it again).")
             print_results(results)
             push_finished(args)
         return results
@@ -130,7 +130,7 @@ def _train(
             )
         print(f"Total parameters: {model.num_parameters():,}")
         if checkpoint is not None:
-            print(f"Resuming from {checkpoint}")
+            print(f"Resuming from {printable(str(checkpoint))}")
 
     trainer_args = copy.copy(args)
     trainer_args.save_total_limit = None  # Trainer would also delete folders such as checkpoint-best
@@ -164,7 +164,7 @@ def _train(
     if is_main:
         save_run(trainer, run, results, args)
         print_results(results)
-        print(f"Saved to {folder}")
+        print(f"Saved to {printable(str(folder))}")
         push_finished(args)
     return results
 
