@@ -313,7 +313,7 @@ def test_no_digit_counts_what_is_below_the_threshold(capsys):
 
 
 @pytest.mark.parametrize(
-    "script", "accuracy training inference robustness handwriting no_digit faults scaling".split()
+    "script", ["accuracy", "training", "inference", "robustness", "handwriting", "no_digit", "faults", "scaling"]
 )
 def test_benchmarks_explain_themselves(script, run_script):
     done = run_script(f"benchmarks/{script}.py", "--help")

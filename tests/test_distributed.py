@@ -149,7 +149,7 @@ def test_a_killed_process_ends_the_others(tmp_path, victim):
         assert not alive
         assert launcher.wait(timeout=120) != 0
     if victim == "launcher":
-        assert "error: The launcher of process 0 has ended. The same command resumes the run." in log.read_text()
+        assert "error: The launcher of process 0 has ended. Run the same command again to go on." in log.read_text()
 
 
 def test_a_process_that_dies_without_a_launcher_ends_the_other(tmp_path):
