@@ -101,7 +101,8 @@ class VitMnistTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = _trainer_field("dataloader_pin_memory", False)
     logging_nan_inf_filter: bool = _trainer_field("logging_nan_inf_filter", False)
     ddp_find_unused_parameters: bool | None = _trainer_field("ddp_find_unused_parameters", False)
-    # The batches of all processes are equal but for the last, which the trainer corrects. Counting their labels would be a message between them at every step.
+    # The batches of all processes are equal but for the last, which the trainer corrects. Counting their labels would
+    # be a message between them at every step.
     average_tokens_across_devices: bool = _trainer_field("average_tokens_across_devices", False)
     # Batches are made by the dataset and have no columns to remove.
     remove_unused_columns: bool = _trainer_field("remove_unused_columns", False)
