@@ -55,6 +55,11 @@ def test_the_saved_folder_is_complete_and_holds_no_pickle(finished):
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
+def test_a_log_gets_lines_and_no_progress_bar(tmp_path, run_script):
+    done = run_script("run_train.py", *QUICK, "--disable_tqdm=False", f"--output_dir={tmp_path / 'run'}")
+    assert done.code == 0 and "it/s" not in done.err and done.out.count("Epoch ") == 4
+
+
 def test_results_on_a_hub_dataset_are_saved_in_the_hubs_format(tmp_path, monkeypatch):
     load_images = module.load_images
 

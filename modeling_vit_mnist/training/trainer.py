@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -226,7 +227,7 @@ def make_trainer(
     if args.optim == "natural_gradient":
         trainer.add_callback(FisherUpdateCallback(drawn_from))
     trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback) is not None:
+    if trainer.pop_callback(ProgressCallback) is not None and sys.stderr.isatty():  # a log gets plain lines
         trainer.add_callback(QuietProgressCallback())
     return trainer
 
