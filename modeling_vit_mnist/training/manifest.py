@@ -19,6 +19,8 @@ def write_manifest(checkpoint: Path) -> None:
 
 def find_damage(checkpoint: Path) -> str | None:
     """What is missing in a checkpoint, or not as it was written, in words; `None` if it is whole."""
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     if not (checkpoint / MANIFEST).is_file():
         return f"{MANIFEST} is missing"
     try:
