@@ -436,7 +436,7 @@ def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
         (["--hidden_size=16"], "hidden_size 8 there, 16 here"),
         (["--optim=sgd"], "optim adam there, sgd here"),
         (["--resume_from_checkpoint=no"], "pass --overwrite"),
-        (["--resume_from_checkpoint=/nowhere"], "manifest.json is missing"),
+        (["--resume_from_checkpoint=/nowhere"], "there is no such folder"),
     ],
 )
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(stopped, tmp_path, flags, message):
