@@ -666,7 +666,7 @@ def test_devices():
 def test_help(run_script, script, flag):
     done = run_script(f"run_{script}.py", "--help")
     assert done.code == 0
-    assert done.out.startswith("usage: ") and flag in done.out and done.out.count("\n") < 130
+    assert done.out.startswith("usage: ") and flag in done.out and done.out.count("\n") < 120
 
 
 @pytest.mark.parametrize("kind", [InferenceArguments, VisualizeArguments])

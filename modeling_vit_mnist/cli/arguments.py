@@ -171,7 +171,7 @@ class RecipeParser(HfArgumentParser):
                 text = json.dumps(value) if isinstance(value, dict) else "-" if value in (None, [], "") else value
                 meaning = self._option_string_actions[f"--{name}"].help or ""
                 meaning = meaning if len(meaning) <= 210 else meaning.split(". ")[0]
-                print(textwrap.fill(f"--{name} {text}".ljust(44) + meaning, 119, subsequent_indent=" " * 44))
+                print(textwrap.fill(f"--{name} {text} ".ljust(44) + meaning, 119, subsequent_indent=" " * 44))
 
     def _tokens(self, recipe: Mapping[str, Any], argv: list[str]) -> list[str]:
         """The flags that a recipe stands for, without those that `argv` makes meaningless."""

@@ -31,8 +31,8 @@ class DataArguments:
     split_seed: int = arg(0, "Seed of the validation and test splits taken from train.")
     streaming: bool = arg(
         False,
-        "Stream the images instead of holding them in memory. Training images are decoded again in every epoch. A "
-        "hash of each image decides whether it is held out for validation (1/12, at most 5,000).",
+        "Stream the images, and decode them again in every epoch. A hash of each image decides whether it is held out "
+        "for validation (1/12, at most 5,000).",
     )
     skip_bad_images: bool = arg(
         False,

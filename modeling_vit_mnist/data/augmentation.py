@@ -29,7 +29,7 @@ class AugmentationArguments:
     max_rotation: float = arg(0.0, "Rotate them by up to N degrees, either way.")
     max_scale_jitter: float = arg(0.0, "Scale height and width, each by a factor of up to 1 + N or its inverse.")
     max_shear: float = arg(0.0, "Shear them by up to N degrees, either way.")
-    elastic_std: float = arg(0.0, "Elastic distortion: std in pixels of the displacements on a smooth 4x4 grid.")
+    elastic_std: float = arg(0.0, "Elastic distortion: std of displacements on a smooth 4x4 grid, in pixels.")
     augment_until: float = arg(1.0, "Stop augmenting after this fraction of the epochs.")
     num_photographs: int = arg(0, "Add N training images, rotated, blurred, noisy or pale, and framed again.")
     num_drawn_digits: int = arg(0, "Add N digits drawn by code in shapes that MNIST lacks, such as a crossed 7.")

@@ -42,8 +42,8 @@ class ModelArguments:
     layer_norm_eps: float | None = arg(help="Epsilon of every LayerNorm.")
     image_size: int | None = arg(help="Height and width that images are resized to.")
     do_frame: bool | None = arg(
-        help="Find the digit in each image and frame it as in MNIST; no for images that are no digits. Default: as "
-        "the checkpoint does, else yes for MNIST, whose images it does not change."
+        help="Frame the digit in each image as in MNIST; no for images that are no digits. Default: as the "
+        "checkpoint does, else yes for MNIST."
     )
     do_deskew: bool | None = arg(
         help="Bring each digit upright and to one size by its moments. Default: as the checkpoint does, else no."
@@ -52,7 +52,7 @@ class ModelArguments:
     qkv_bias: bool | None = arg(help="Whether queries, keys and values have a bias.")
     initializer: str | None = arg(help="xavier_uniform or trunc_normal.")
     initializer_range: float | None = arg(help="Standard deviation of the initial position embeddings.")
-    whiten_patches: bool = arg(False, "Initialize the patch embedding with whitened principal components of patches.")
+    whiten_patches: bool = arg(False, "Initialize the patch embedding with whitened principal components.")
     attn_implementation: str = arg(
         "eager",
         "Attention: eager (the fastest on a CPU at this size), sdpa, flex_attention or another of transformers.",
@@ -112,7 +112,7 @@ class VitMnistTrainingArguments(TrainingArguments):
     fisher_batch_size: int = arg(2048, "Training images per update of the Fisher matrix.")
     compile_training: str = arg(
         "auto",
-        f"Compile the training pass on a CPU. auto: for runs over {IMAGES_WORTH_COMPILING:,} images or more.",
+        f"Compile the training pass on a CPU. auto: from {IMAGES_WORTH_COMPILING:,} images on.",
         choices=["auto", "yes", "no"],
     )
     overwrite: bool = arg(False, "Replace another run in the output folder.")
