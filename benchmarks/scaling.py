@@ -142,7 +142,7 @@ def main() -> None:
                 f"{run['peak'] / 1e6:,.0f} MB per process",
                 flush=True,
             )
-        print("\n".join(line for line in run["out"].splitlines() if line.startswith(("Accuracy", "100 parts"))))
+        print("\n".join(line for line in run["out"].splitlines() if line.startswith(("Accuracy", "Parts: 100"))))
         check(folder / "out", args.images)
 
 

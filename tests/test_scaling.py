@@ -172,7 +172,7 @@ def test_processes_share_the_files_of_a_stream_and_a_restart_does_what_is_left(f
     (tmp_path / "out" / "part-00001-of-00005.parquet").unlink()
     before = times(tmp_path / "out")
     code, out = launch("several_gpus.yaml", *command, processes=3)
-    assert code == 0 and "5 parts, 3 of them finished before" in out, out
+    assert code == 0 and "Parts: 5, 3 of them finished before" in out, out
     assert out.count(f"({correct} of 1,000 test images") == 1
     assert predicted(tmp_path / "out") == rows and before.items() <= times(tmp_path / "out").items()
     before = times(tmp_path / "out")

@@ -80,7 +80,7 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
     else:
         num_parts, advice = min(MIN_PARTS, math.ceil(len(source) / CHUNK)), ""
     if rank == 0 and num_parts < num_processes:
-        logger.warning("The split has only %d parts for %d processes%s.", num_parts, num_processes, advice)
+        logger.warning("The split has fewer parts than processes, %d of %d%s.", num_parts, num_processes, advice)
 
     def chunks(part: int) -> Iterable[ImageDataset]:
         if isinstance(source, ImageStream):
@@ -100,7 +100,7 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
             raise UsageError(f"Process {rank} has another copy of the checkpoint or the dataset than process 0.")
         left = [part for part in range(num_parts) if part not in tallies]
         if rank == 0:
-            print(f"{num_parts:,} parts" + (f", {len(tallies):,} of them finished before" if tallies else ""))
+            print(f"Parts: {num_parts:,}" + (f", {len(tallies):,} of them finished before" if tallies else ""))
         logging.getLogger("modeling_vit_mnist").setLevel(logging.NOTSET)  # from here on, each has its own images
         started, done = time.perf_counter(), {}
         mine = left[rank::num_processes]
