@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from modeling_vit_mnist.cli.files import SAVING
 from modeling_vit_mnist.data import streaming
 from modeling_vit_mnist.inference import parts
 from modeling_vit_mnist.training.arguments import parse_arguments
@@ -168,7 +169,7 @@ def test_processes_share_the_files_of_a_stream_and_a_restart_does_what_is_left(f
 
     # A kill leaves a part out and another one half written. Then three processes go on, and then one.
     part = tmp_path / "out" / "part-00003-of-00005.parquet"
-    part.rename(part.with_name(f".0123abcd-{part.name}"))
+    part.rename(part.with_name(f"{SAVING}0123abcd-{part.name}"))
     (tmp_path / "out" / "part-00001-of-00005.parquet").unlink()
     before = times(tmp_path / "out")
     code, out = launch("several_gpus.yaml", *command, processes=3)
