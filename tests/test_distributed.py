@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,7 +28,8 @@ SGD = ["--optim=sgd", "--learning_rate=0.1", "--warmup_steps=2"]
 # those after the last step: weights loaded from a checkpoint would be equal in all processes.
 NATURAL = [
     "--optim=natural_gradient", "--learning_rate=0.05", "--warmup_steps=4", "--fisher_update_interval=6",
-    "--fisher_batch_size=256", "--load_best_model_at_end=False", "--max_eval_samples=101",
+    "--fisher_batch_size=256", "--damping=0.003", "--final_damping=0.003", "--load_best_model_at_end=False",
+    "--max_eval_samples=101",
 ]  # fmt: skip
 # The first 2 of 4 epochs are augmented. A worker of each process keeps its copy of the images for the whole run.
 WARPED = [*SGD, "--max_translate=2", "--max_rotation=10", "--elastic_std=1", "--augment_until=0.5"]
@@ -113,7 +115,7 @@ def test_two_processes_train_the_weights_of_one(tmp_path):
         assert ranks[0] == ranks[1]
         assert losses(tmp_path / f"{name}-two") == pytest.approx(losses(tmp_path / name), rel=1e-3)
     first, *_, last = losses(tmp_path / "natural-two")
-    assert last < 0.9 * first
+    assert last < 0.8 * first
     results = json.loads((tmp_path / "natural-two" / "all_results.json").read_text())
     assert results["device"].startswith("2 processes, each cpu")
     # 101 images are not divisible by two. Each is counted once.
@@ -149,7 +151,9 @@ def test_a_killed_process_ends_the_others(tmp_path, victim):
         assert not alive
         assert launcher.wait(timeout=120) != 0
     if victim == "launcher":
-        assert "error: The launcher of process 0 has ended. Run the same command again to go on." in log.read_text()
+        # Whichever notices it first. The other one may notice only that this one has gone.
+        line = r"error: The launcher of process [01] has ended\. Run the same command again to go on\."
+        assert re.search(line, log.read_text()), log.read_text()
 
 
 def test_a_process_that_dies_without_a_launcher_ends_the_other(tmp_path):
