@@ -31,6 +31,7 @@ from modeling_vit_mnist.checkpoints.convert import export_vit, import_checkpoint
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.cli.errors import UsageError, csv_cell, describe_error
 from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.sources import load_raw
 from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.grayscale_vit_mnist import MAX_IMAGE_PIXELS
 from modeling_vit_mnist.image_processing_vit_mnist import open_image
@@ -556,11 +557,39 @@ def test_names_of_classes_and_datasets_are_text_everywhere(tmp_path, run_script)
     assert done.code == 0 and "<b>" not in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
 
 
-def test_undecodable_names_of_a_dataset_are_named(classes):
-    os.rename(classes / "test" / "7", os.fsencode(classes) + b"/test/\xff")
-    with pytest.raises(UsageError, match=r"its path is not UTF-8. Rename it") as refused:
-        load(classes)
-    assert "\\udcff" in describe_error(refused.value)
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("place", ["", "test", "test/7", "test/7/a.png"])
+def test_undecodable_names_of_a_dataset_work(place, streaming, classes):
+    renamed = (classes / place).with_name(os.fsdecode(b"test-\xff.png"))
+    os.rename(classes / place, renamed)
+    options = DataArguments(dataset_name=str(classes if place else renamed), streaming=streaming)
+    loaded = load_raw(options)[0]["test"]
+    assert loaded.features["label"].names == ["3", "test-%FF.png" if place == "test/7" else "7"]
+    assert [example["label"] for example in loaded] == [0, 1]
+    assert all(example["image"].size == (28, 28) for example in loaded)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "saved", "idx"])
+def test_undecodable_names_of_tables_work(kind, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    table = datasets.Dataset.from_dict({"image": [DIGIT] * 2, "label": [3, 7]}).cast_column("image", datasets.Image())
+    if kind == "parquet":
+        table.to_parquet(tmp_path / "x")
+        os.rename(tmp_path / "x", folder / os.fsdecode(b"test-\xfe.parquet"))
+    elif kind == "csv":
+        os.mkdir(folder / "test")
+        for name in "ab":
+            DIGIT.save(folder / "test" / f"{name}.png")
+        (folder / "test" / "metadata.csv").write_text("file_name,label\na.png,3\nb.png,7\n")
+    elif kind == "saved":
+        datasets.DatasetDict(test=table).save_to_disk(tmp_path / "x")
+        os.replace(tmp_path / "x", folder)
+    else:
+        header = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28])
+        (folder / "t10k-images-idx3-ubyte").write_bytes(header + bytes(2 * 28 * 28))
+        (folder / "t10k-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 3, 7]))
+    assert len(load(folder)) == 2
 
 
 def test_a_message_has_an_end():

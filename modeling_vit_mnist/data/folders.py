@@ -1,5 +1,6 @@
 """Datasets in folders: images, tables, saved by `datasets`, or IDX files."""
 
+import atexit
 import errno
 import glob
 import gzip
@@ -7,7 +8,9 @@ import logging
 import math
 import os
 import re
+import shutil
 import struct
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -52,6 +55,8 @@ def load_from_folder(folder: Path, streaming: bool) -> Any:
     if "::" in str(folder.resolve()):  # fsspec takes it for an address inside an archive
         raise UsageError(f"datasets cannot read a folder with '::' in its path: rename {folder.resolve()}.")
     try:
+        if not _is_utf8(str(folder.resolve())):
+            folder, _ = _link_utf8(folder.resolve(), [path.relative_to(folder) for path in folder.iterdir()])
         listed = list_files(folder.resolve())
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(folder))
@@ -74,13 +79,14 @@ def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDataset
     """A folder of images or tables. The files are listed here, since `datasets` takes characters such as "[" of a path
     for a pattern, and takes two folders of one name whose cards are equal for one dataset."""
     root = folder.resolve()
+    if not all(_is_utf8(str(file)) for file in listed):
+        card_file = [Path("README.md")] if (root / "README.md").exists() else []
+        root, listed = _link_utf8(root, card_file + listed)
     card = _read_card(root)
     name, features, splits = card or (None, None, {})
     splits = splits or _split_files(_choose_files(listed, folder), folder)
     lists = {}
     for split, files in splits.items():
-        if wrong := [file for file in files if not _is_utf8(str(root / file))]:
-            raise UsageError(f"datasets cannot read {root / wrong[0]}: its path is not UTF-8. Rename it.")
         stats = [(root / file).stat() for file in files]
         origins = [(f"{stat.st_mtime_ns} {stat.st_size}",) for stat in stats]  # a changed file is read again
         lists[split] = DataFilesList([str(root / file) for file in files], origins)
@@ -91,9 +97,9 @@ def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDataset
     for split, found in schemas.items():
         if len(found) > 1 and features is None:
             raise UsageError(f"The files of the {split} split in {folder} name their classes differently.")
-    options: dict[str, Any] = {"path": str(folder), "name": name, "features": features, "streaming": streaming}
+    options: dict[str, Any] = {"path": str(root), "name": name, "features": features, "streaming": streaming}
     if card is None:  # `datasets` would read it, too
-        options["path"], more = infer_module_for_data_files(DataFilesDict(lists), str(folder))
+        options["path"], more = infer_module_for_data_files(DataFilesDict(lists), str(root))
         options |= more
     if len(set(chain(*schemas.values()))) < 2 or features is not None:
         raw = datasets.load_dataset(**options, data_files=lists)
@@ -115,6 +121,18 @@ def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDataset
 
 def _is_utf8(path: str) -> bool:
     return path == path.encode("utf-8", "replace").decode()
+
+
+def _link_utf8(root: Path, files: list[Path]) -> tuple[Path, list[Path]]:
+    """A temporary folder of links to files and folders of `root`, and their names there, which are UTF-8: `datasets`
+    reads no others."""
+    links = Path(tempfile.mkdtemp(prefix="vit-mnist-")).resolve()
+    atexit.register(shutil.rmtree, links, ignore_errors=True)
+    named = {re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:X}", str(file)): file for file in files}
+    for name, file in named.items():
+        (links / name).parent.mkdir(parents=True, exist_ok=True)
+        (links / name).symlink_to(root / file)
+    return links, [Path(name) for name in named]
 
 
 def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[str, list[Path]]] | None:
