@@ -207,6 +207,19 @@ def test_parts_equal_one_table(request, infer, tmp_path, monkeypatch, source, fl
     assert predicted(tmp_path / "out") == expected(infer, folder, tmp_path, *flags)
 
 
+def test_parts_hold_images_of_classes_that_the_model_does_not_know(infer, tmp_path):
+    for name in ("7", "ten", "zero \N{DEVANAGARI DIGIT ZERO}", os.fsdecode(b"\xff")):
+        folder = tmp_path / os.fsdecode(b"data \xfe") / "test" / name
+        folder.mkdir(parents=True)
+        for number, image in enumerate(datasets.load_dataset(str(SAMPLE), split="test[:3]")["image"]):
+            image.save(folder / f"{number}.png")
+    source = folder.parent.parent
+    for _ in range(2):
+        done = infer(source, f"{tmp_path / 'out'}/", "--streaming")
+        assert done.code == 0 and "does not know the class of 9 images ('%FF', 'ten', 'zero \u0966')" in done.out
+    assert predicted(tmp_path / "out") == expected(infer, source, tmp_path, "--streaming")
+
+
 def test_a_run_that_was_cut_off_does_no_finished_part_again(infer, files, tmp_path, monkeypatch):
     written, limits, write = [], [3, 10], parts.write_part
 

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ def write_part(
                 writer.write_table(to_arrow(rows, columns))
                 rows = []
         writer.write_table(to_arrow(rows, columns))
-        writer.add_key_value_metadata({METADATA: json.dumps({"run": run, "counts": asdict(tally)})})
+        writer.add_key_value_metadata({METADATA: json.dumps({"run": run, "counts": vars(tally)})})
     return tally
 
 
@@ -304,7 +304,7 @@ def write_summary(folder: Path, run: dict[str, Any], tallies: dict[int, Tally]) 
         total.is_selective = tally.is_selective
     if missing := {part["file"] for part in parts} - {path.name for path in folder.iterdir()}:
         logger.warning("%d parts are not in %s: all machines must share this folder.", len(missing), folder)
-    content = {"run": run, "counts": asdict(total), "parts": parts}
+    content = {"run": run, "counts": vars(total), "parts": parts}
     if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != json.loads(json.dumps(content)):
         write_text(folder / MANIFEST, json.dumps(content, indent=2))
     return total
