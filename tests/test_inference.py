@@ -102,8 +102,7 @@ def test_bundled_checkpoint_on_mnist(run_script, mnist):
 def relabel(sample, tmp_path):
     """Write the test digits of the sample with other names of their classes, listed in the order of `listed`."""
 
-    def relabel(names, listed):
-        digits = sample["test"]
+    def relabel(names, listed, digits=sample["test"]):
         feature = datasets.Features(
             {"image": datasets.Array2D((28, 28), "uint8"), "label": datasets.ClassLabel(names=listed)}
         )
@@ -135,23 +134,23 @@ def measure(run_script, command, data, folder):
 def test_classes_are_compared_by_name(command, relabel, run_script, sample, tmp_path):
     """The same digits and labels, with the classes listed in another order, have the same accuracy."""
     model, processor = load_checkpoint(TINY)
-    digits = sample["test"]
+    digits = sample["test"].select(torch.arange(0, 1000, 10))
     with torch.no_grad():
         predicted = model(processor.rescale_and_normalize(digits.images)).logits.argmax(1)
     correct = int((predicted == digits.labels).sum())
-    done = measure(run_script, command, relabel(DIGITS, DIGITS[::-1]), tmp_path)
-    assert f"Accuracy: {correct / 1000:.2%} ({correct} of 1,000 test images of relabeled)" in done.out, done.err
+    done = measure(run_script, command, relabel(DIGITS, DIGITS[::-1], digits), tmp_path)
+    assert f"Accuracy: {correct / 100:.2%} ({correct} of 100 test images of relabeled)" in done.out, done.err
 
 
 @MEASURING_COMMANDS
 def test_classes_that_the_model_lacks_count_as_wrong(command, relabel, run_script, sample, tmp_path):
-    digits = sample["test"]
+    digits = sample["test"].select(torch.arange(0, 1000, 10))
     wrong = int((digits.labels >= 8).sum())
     names = [*DIGITS[:8], "eight", "nine"]
-    done = measure(run_script, command, relabel(names, sorted(names)), tmp_path)
+    done = measure(run_script, command, relabel(names, sorted(names), digits), tmp_path)
     assert f"The model does not know the class of {wrong} images ('eight', 'nine'): they count as wrong." in done.out
-    correct = int(re.search(r"Accuracy: .* \((\d+) of 1,000", done.out)[1])
-    assert 0.9 * (1000 - wrong) < correct <= 1000 - wrong
+    correct = int(re.search(r"Accuracy: .* \((\d+) of 100", done.out)[1])
+    assert 0.9 * (100 - wrong) < correct <= 100 - wrong
 
 
 @MEASURING_COMMANDS

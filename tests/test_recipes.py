@@ -158,8 +158,8 @@ def test_another_schedule_drops_the_options_of_the_recipes(recipe, kind, end, tm
 
 
 def test_another_metric_selects_by_its_own_direction(tmp_path):
-    """The loss of small.yaml has to fall, an accuracy has to rise."""
-    flags = [f"--recipe={CONFIGS / 'small.yaml'}", "--metric_for_best_model=accuracy", "--num_train_epochs=3"]
+    """The loss of images.yaml has to fall, an accuracy has to rise."""
+    flags = [f"--recipe={CONFIGS / 'images.yaml'}", "--metric_for_best_model=accuracy", "--num_train_epochs=3"]
     results = train(*arguments(tmp_path, *flags, "--hidden_size=8", "--bf16=False", "--learning_rate=0.02"))
     history = json.loads((tmp_path / "history.json").read_text())["log_history"]
     accuracies = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]

@@ -81,7 +81,7 @@ def one_process(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("recipe", "nodes", "processes"),
-    [("two_cpu_processes.yaml", 1, 2), ("several_gpus.yaml", 1, 4), ("several_nodes.yaml", 2, 2)],
+    [("several_gpus.yaml", 1, 4), ("several_nodes.yaml", 2, 2)],  # for two processes, see test_distributed.py
 )
 def test_the_same_global_batch_gives_the_same_weights(one_process, tmp_path, recipe, nodes, processes):
     runs = [
