@@ -3,13 +3,15 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from .cli.arguments import RecipeParser
-from .cli.errors import run_script
+from .cli.errors import printable, run_script
 from .cli.launcher import watch_launcher
 
 
@@ -18,9 +20,27 @@ def run(command: Callable[[], None]) -> None:
     processes, the first one warns, and all end with their launcher."""
     watch_launcher()
     disable_progress_bar()
+    if not sys.stderr.isatty():  # read when `datasets` is imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if int(os.environ.get("RANK", 0)) > 0:
         logging.getLogger("modeling_vit_mnist").setLevel(logging.ERROR)
     run_script(command)
+
+
+@contextmanager
+def default_model(args: Any, parser: RecipeParser) -> Iterator[None]:
+    """Without `--model`, run the block with the checkpoint of [`find_default_model`], and then name it on stderr."""
+    from .checkpoints.folder import DEFAULT_MODEL, find_default_model
+
+    if "model" in parser.given:
+        yield
+        return
+    path = find_default_model()
+    args.model = str(path)
+    yield
+    if int(os.environ.get("RANK", 0)) == 0:
+        what = "the bundled vit-mnist-tiny" if path == DEFAULT_MODEL else f"{printable(str(path))}, the newest run"
+        print(f"Model: {what} (--model chooses another)", file=sys.stderr)
 
 
 def train() -> None:
@@ -43,7 +63,8 @@ def predict() -> None:
     parser = RecipeParser([InferenceArguments, DataArguments], description=predict.__doc__)
     args, data_args = parser.parse(sys.argv[1:])
     parser.warn_unused(args.used_flags(), "The prediction of files" if args.image else f"The {args.split} split")
-    (predict_parts if args.writes_parts else run_inference)(args, data_args)
+    with default_model(args, parser):
+        (predict_parts if args.writes_parts else run_inference)(args, data_args)
 
 
 def visualize() -> None:
@@ -56,14 +77,18 @@ def visualize() -> None:
     parser.add_argument("view", choices=VIEWS, help="What to show.")
     args, data_args, chosen = parser.parse(sys.argv[1:])
     parser.warn_unused(args.used_flags(chosen.view), f"The view {chosen.view!r}")
-    VIEWS[chosen.view](args, data_args)
+    with default_model(args, parser) if "model" in args.used_flags(chosen.view) else nullcontext():
+        VIEWS[chosen.view](args, data_args)
 
 
 def export() -> None:
     """Convert a checkpoint to transformers' own ViT, timm or ONNX, or back."""
     from .checkpoints.export import ExportArguments, run_export
 
-    run_export(*RecipeParser(ExportArguments, description=export.__doc__).parse(sys.argv[1:]))
+    parser = RecipeParser(ExportArguments, description=export.__doc__)
+    (args,) = parser.parse(sys.argv[1:])
+    with default_model(args, parser):
+        run_export(args)
 
 
 COMMANDS = {"train": train, "predict": predict, "visualize": visualize, "export": export}

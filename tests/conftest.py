@@ -73,6 +73,14 @@ def run_script(capfd, monkeypatch):
     return run
 
 
+@pytest.fixture(autouse=True)
+def no_runs(tmp_path_factory, monkeypatch):
+    """Without --model, commands show the bundled checkpoint, whatever was trained in this repository."""
+    from modeling_vit_mnist.checkpoints import folder
+
+    monkeypatch.setattr(folder, "RUNS", tmp_path_factory.getbasetemp() / "no runs")
+
+
 @pytest.fixture(scope="session")
 def mnist() -> str:
     """Folder of the full MNIST, named by VIT_MNIST_DATASET."""

@@ -596,9 +596,33 @@ def test_ctrl_c_while_a_table_is_written_keeps_the_old_one(infer, tmp_path, monk
         show(*args)
 
     monkeypatch.setattr(predictions, "print_prediction", interrupt)
-    done = infer("--output", path, "--num_samples", "0", "--split", "train", "--streaming")
+    done = infer("--output", path, "--num_samples", "0", "--split", "train", "--streaming", "--quiet", "no")
     assert (done.code, done.err) == (130, "Interrupted.\n")
     assert path.read_text() == "old\n" and [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
+
+
+def test_without_a_name_the_newest_finished_run_is_used(run_script, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_vit_mnist.checkpoints.folder.RUNS", tmp_path)
+    commands = (
+        ["run_inference.py", "--dataset_name", SAMPLE],
+        ["run_visualize.py", "model"],
+        ["run_export.py", "--format", "vit", "--output", tmp_path / "exports" / "0"],
+    )
+
+    def shown(number: int) -> set[str]:
+        commands[2][-1] = tmp_path / "exports" / str(number)
+        finished = [run_script(*command) for command in commands]
+        assert all(done.code == 0 for done in finished), finished
+        return {done.err for done in finished}
+
+    assert shown(0) == {"Model: the bundled vit-mnist-tiny (--model chooses another)\n"}
+    for time, name in enumerate(("old", "new", "cut off", "unfinished")):
+        shutil.copytree(TINY, tmp_path / name)
+        os.utime(tmp_path / name / "all_results.json", (1e9 + time,) * 2)
+    (tmp_path / "cut off" / "model.safetensors").unlink()
+    (tmp_path / "unfinished" / "all_results.json").unlink()
+    assert shown(1) == {f"Model: {tmp_path / 'new'}, the newest run (--model chooses another)\n"}
+    assert run_script("run_visualize.py", "model", "--model", TINY).err == ""
 
 
 class _Broken(torch.utils.data.Dataset):

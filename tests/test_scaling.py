@@ -304,11 +304,15 @@ def test_a_folder_with_other_files_is_refused(infer, files, tmp_path):
 
 def test_many_images_are_not_printed_one_by_one(infer, files, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_vit_mnist.inference.predict.QUIET_BEYOND", 999)
-    for flags, lines in (((), 0), (("--quiet", "no"), 1000), (("--num_samples", "999"), 999), (("--quiet",), 0)):
+    all_images = ("--num_samples", "0")
+    for flags, lines in (
+        (all_images, 0), ((*all_images, "--quiet", "no"), 1000), (("--num_samples", "1000"), 0),
+        (("--num_samples", "999"), 999), (("--num_samples", "999", "--quiet"), 0),
+    ):  # fmt: skip
         for more in ((), ("--streaming",)):
-            done = infer(files, tmp_path / "table.csv", "--num_samples", 0, *flags, *more)
+            done = infer(files, tmp_path / "table.csv", *flags, *more)
             assert done.code == 0 and done.out.count("Idx:") == lines
-            assert ("are not printed" in done.out) == (flags == ())
+            assert ("--quiet no" in done.out) == (lines == 0 and "--quiet" not in flags)
 
 
 def test_ray_predicts_what_one_process_predicts(infer, files, tmp_path):

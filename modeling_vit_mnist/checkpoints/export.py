@@ -37,7 +37,11 @@ class ExportArguments:
 
     format: str = field(metadata={"help": FORMAT_HELP, "choices": [*FORMATS, "import"]})
     output: str = field(metadata={"help": "Folder to write. It must be empty or not exist."})
-    model: str = arg(str(DEFAULT_MODEL), "Checkpoint folder, Hub id, or, for import, a file or folder.")
+    model: str = arg(
+        str(DEFAULT_MODEL),
+        "Checkpoint folder, Hub id, or, for import, a file or folder. Default: the newest finished run in outputs/, "
+        "else the bundled vit-mnist-tiny.",
+    )
     num_attention_heads: int = arg(
         VitMnistConfig.num_attention_heads, "Heads of the imported network. Weight files do not record them."
     )

@@ -36,6 +36,7 @@ from .checks import check_dtypes, check_files, check_number, check_shapes
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = asset("vit-mnist-tiny")
+RUNS = Path("outputs")  # where the recipes put theirs
 # The code that travels with every checkpoint.
 CODE_FILES = tuple(
     f"{name}_vit_mnist.py"
@@ -62,6 +63,15 @@ EXAMPLES = {
     "4": [(17, 24), (17, 4), (7, 16), (22, 16)],
     "7": [(7, 7), (20, 7), (12, 24)],
 }
+
+
+def find_default_model() -> Path:
+    """The newest finished run in `outputs/`, else the bundled vit-mnist-tiny."""
+    runs = [
+        results for results in RUNS.glob("*/all_results.json")
+        if all((results.parent / name).is_file() for name in CHECKPOINT_FILES)
+    ]  # fmt: skip
+    return max(runs, key=lambda results: results.stat().st_mtime).parent if runs else DEFAULT_MODEL
 
 
 def load_checkpoint(

@@ -19,7 +19,10 @@ MAX_FRAMED = 20  # images whose framing fits into one picture
 
 @dataclass
 class _ModelChoice:
-    model: str = arg(str(DEFAULT_MODEL), "Checkpoint folder or Hub id. Default: the bundled vit-mnist-tiny.")
+    model: str = arg(
+        str(DEFAULT_MODEL),
+        "Checkpoint folder or Hub id. Default: the newest finished run in outputs/, else the bundled vit-mnist-tiny.",
+    )
     split: str = arg("test", "Split of the dataset.", choices=["train", "validation", "test"])
     device: str | None = arg(help="cpu, cuda, mps, ... Default: an accelerator if there is one.")
 
@@ -49,8 +52,8 @@ class InferenceArguments(_ModelChoice):
     )
     grid: str | None = arg(help="Also draw the images with their predictions to this .png file.")
     quiet: bool | None = arg(
-        help=f"Print only the summary. Default: beyond {QUIET_BEYOND:,} images, and with --output FOLDER/.", nargs="?",
-        const=True,
+        help=f"Print only the summary. Default: with --num_samples 0, beyond {QUIET_BEYOND:,} images, and with "
+        "--output FOLDER/.", nargs="?", const=True,
     )  # fmt: skip
     batch_size: int = arg(1000, "Images per forward pass.")
 

@@ -104,7 +104,9 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         numbers, names = match_classes(source.names, names)
         batches = with_rows(source.chunks() if isinstance(source, ImageStream) else [source], numbers, names)
         what = printable(f"{args.split} images of {source.source}")
-    is_quiet, batches = is_long(batches) if args.quiet is None else (args.quiet, batches)
+    is_quiet = bool(args.quiet)
+    if args.quiet is None:
+        is_quiet, batches = (True, batches) if not files and args.num_samples == 0 else is_long(batches)
 
     tally, seconds, drawn = Tally(is_selective=threshold is not None), 0.0, []
     with writing_table(Path(args.output)) if args.output else nullcontext() as write:
@@ -125,7 +127,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
             raise UsageError(f"There are no {what}.")
 
     if is_quiet and args.quiet is None:
-        print(f"Predictions of more than {QUIET_BEYOND:,} images are not printed (--quiet no prints them).")
+        print("Each prediction is printed with --quiet no.")
     end = f"{tally.images / max(seconds, 1e-9):,.0f} images/s on {model.device}"
     if files:
         print(", ".join([f"{tally.images:,} {what}", *tally.describe_others(), end]))
