@@ -45,10 +45,19 @@ def default_model(args: Any, parser: RecipeParser) -> Iterator[None]:
 
 def train() -> None:
     """Train the tiny ViT and save it as a complete checkpoint folder."""
+    from .data.sources import is_sample
     from .training.arguments import parse_arguments
+    from .training.processes import decide
     from .training.train import train
 
-    train(*parse_arguments(sys.argv[1:]))
+    argv = sys.argv[1:]
+    arguments = model_args, data_args, _, args = parse_arguments(argv)
+    names_start = "--recipe" in [token.partition("=")[0] for token in argv] or model_args.model_name_or_path
+    if not names_start and decide(args, is_sample, data_args):
+        if args.process_index == 0:
+            print("Recipe: configs/sample.yaml, for the bundled sample (--recipe chooses another)")
+        arguments = parse_arguments(["--recipe=configs/sample.yaml", *argv])
+    train(*arguments)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # otherwise torch can abort at shutdown
 

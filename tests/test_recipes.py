@@ -49,6 +49,10 @@ DRAWN = {"do_deskew": True, "num_photographs": 20_000, "num_drawn_digits": 7_000
 RECIPES = {
     "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80, "do_deskew": None},
     "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200, "do_deskew": True},
+    "sample": NATURAL | TINY_WARPS | {
+        "num_train_epochs": 400, "do_deskew": True, "elastic_std": 0.7, "eval_strategy": "steps",
+        "save_strategy": "steps", "eval_steps": 0.025, "save_steps": 0.025,
+    },
     "fast": NATURAL | {
         "max_translate": 0.7, "max_rotation": 5, "max_scale_jitter": 0.05, "max_shear": 4, "augment_until": 0.8,
         "num_train_epochs": 20, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 0.1,

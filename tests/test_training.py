@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -27,7 +31,7 @@ from modeling_vit_mnist.training.callbacks import EpochReportCallback
 from modeling_vit_mnist.training.initialization import build_model, whiten_patch_embed
 from modeling_vit_mnist.training.train import train
 
-from .conftest import QUICK, ROOT, arguments, weights
+from .conftest import QUICK, ROOT, SAMPLE, arguments, weights
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -58,6 +62,37 @@ def test_the_saved_folder_is_complete_and_holds_no_pickle(finished):
 def test_a_log_gets_lines_and_no_progress_bar(tmp_path, run_script):
     done = run_script("run_train.py", *QUICK, "--disable_tqdm=False", f"--output_dir={tmp_path / 'run'}")
     assert done.code == 0 and "it/s" not in done.err and done.out.count("Epoch ") == 4
+
+
+def test_a_terminal_gets_one_bar_with_the_last_accuracy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    results = train(*arguments(tmp_path / "run", "--disable_tqdm=False"))
+    bars = capsys.readouterr().err
+    assert re.search(rf"Train: 100%.* 16/16 .*validation {results['eval_accuracy']:.2%}", bars)
+    assert set(re.findall(r"\r(\w+): ", bars)) == {"Train"}
+
+
+def test_the_sample_has_a_recipe_and_a_folder_of_its_own(tmp_path):
+    """Without a network, `run_train.py` trains on the sample. All of MNIST, at hand later, is another run."""
+    flags = ["--num_train_epochs=2", "--max_train_samples=400", "--eval_steps=2", "--save_steps=2"]
+    digits = datasets.load_dataset(str(SAMPLE), split="train[:300]")
+    digits.to_parquet(tmp_path / "mnist" / "train.parquet")
+
+    def run(*more, **variables) -> str:
+        command = [sys.executable, ROOT / "run_train.py", *flags, *more]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), **variables}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0 and "\r" not in done.stderr + done.stdout, done.stderr
+        return done.stdout
+
+    assert "Recipe: configs/sample.yaml" in run()
+    processor = json.loads((tmp_path / "outputs" / "vit-mnist-sample" / "preprocessor_config.json").read_text())
+    assert processor["do_deskew"]
+    for more, variables in (((), {"VIT_MNIST_DATASET": "mnist"}), (("--recipe=configs/fast.yaml",), {})):
+        assert "Recipe:" not in run(*more, **variables)
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {
+        "vit-mnist-sample", "vit-mnist-tiny", "vit-mnist-fast",
+    }  # fmt: skip
 
 
 def test_results_on_a_hub_dataset_are_saved_in_the_hubs_format(tmp_path, monkeypatch):

@@ -23,6 +23,16 @@ logger = logging.getLogger(__name__)
 SAMPLE = asset("data/mnist-5k")
 
 
+def is_sample(args: DataArguments) -> bool:
+    """Whether [`load_raw`] will take the bundled sample: it is named, or nothing is, MNIST is not cached, and the Hub
+    cannot be reached."""
+    if name := args.dataset_name or os.environ.get(DATASET_VARIABLE):
+        return Path(name).resolve() == SAMPLE.resolve()
+    return not _cache_folder(DEFAULT_DATASET).is_dir() and (
+        huggingface_hub.constants.is_offline_mode() or not _hub_is_reachable()
+    )
+
+
 def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
     """The splits of a dataset, and its name. They are streams if `args.streaming` is set and `datasets` can stream it.
 
@@ -60,10 +70,13 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
     return raw, name
 
 
-def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
+def _cache_folder(name: str) -> Path:
     *owner, short = name.split("/")
-    cache = "___".join([*owner, datasets.naming.camelcase_to_snakecase(short)])
-    is_cached = Path(datasets.config.HF_DATASETS_CACHE, cache).is_dir()
+    return Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, datasets.naming.camelcase_to_snakecase(short)]))
+
+
+def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
+    is_cached = _cache_folder(name).is_dir()
     try:
         if not huggingface_hub.constants.is_offline_mode() and not _hub_is_reachable():
             if not is_cached:  # load_dataset would try for half a minute

@@ -108,16 +108,28 @@ class ElapsedTimeCallback(TrainerCallback):
 
 
 class QuietProgressCallback(ProgressCallback):
-    """Trainer's progress bars without its log lines."""
+    """Trainer's progress bar of a run, with a name and the last accuracy. Without its log lines, and its bars for
+    measurements, which take seconds."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Train")
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        pass
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.training_bar is not None and "eval_accuracy" in metrics:
+            self.training_bar.set_postfix_str(f"validation {metrics['eval_accuracy']:.2%}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
     def close(self) -> None:
-        """Close the bars that a failure left open, so that its message starts on a new line."""
-        for bar in (self.prediction_bar, self.training_bar):
-            if bar is not None:
-                bar.close()
+        """Close the bar that a failure left open, so that its message starts on a new line."""
+        if self.training_bar is not None:
+            self.training_bar.close()
 
 
 class FisherUpdateCallback(TrainerCallback):
