@@ -50,7 +50,8 @@ RECIPES = {
     "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80, "do_deskew": None},
     "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200, "do_deskew": True},
     "sample": NATURAL | TINY_WARPS | {
-        "num_train_epochs": 400, "do_deskew": True, "elastic_std": 0.7, "eval_strategy": "steps",
+        "num_train_epochs": 400, "do_deskew": True, "elastic_std": 0.7, "augment_until": 1, "eval_strategy": "steps",
+        "metric_for_best_model": "loss", "greater_is_better": False,
         "save_strategy": "steps", "eval_steps": 0.025, "save_steps": 0.025,
     },
     "fast": NATURAL | {
