@@ -1,0 +1,174 @@
+"""The documents are true: their Python runs and prints what they show, their commands, files and headings exist, their
+tables add up, and the notebook runs from top to bottom."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification
+from modeling_vit_mnist.cli.arguments import RecipeParser
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.inference.arguments import VisualizeArguments
+from modeling_vit_mnist.training.arguments import parse_arguments
+
+from .conftest import ROOT, TINY
+from .test_readme import commands
+
+DOCS = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n^```text( varies)?\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+NOTEBOOK = ROOT / "notebooks" / "tour.ipynb"
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """The current folder: it looks like the repository, and what is written to `outputs/` is temporary."""
+    for path in ROOT.iterdir():
+        if path.name not in ("outputs", ".git"):
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def check_output(printed: str, shown: str, varies: bool) -> None:
+    """Everything but decimals must be equal. Decimals may differ by one unit of the last digit shown, and by a tenth
+    where an output varies with the processor."""
+    (*printed_text, _), (*shown_text, _) = (re.split(r"\d+\.\d+", text.strip()) + [""] for text in (printed, shown))
+    assert printed_text == shown_text, f"printed:\n{printed}\nshown:\n{shown}"
+    numbers = zip(re.findall(r"\d+\.\d+", printed), re.findall(r"\d+\.\d+", shown), strict=True)
+    for number, expected in numbers:
+        unit = 1.01 * 10 ** -len(expected.partition(".")[2])
+        assert float(number) == pytest.approx(float(expected), abs=unit, rel=0.1 if varies else 0), shown
+
+
+@pytest.mark.parametrize("name", [name for name, text in DOCS.items() if BLOCK.search(text)])
+def test_snippets_print_what_is_shown(name, repository):
+    namespace: dict = {"__name__": "__main__"}
+    for code, varies, shown in BLOCK.findall(DOCS[name]):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, f"a snippet of {name}", "exec"), namespace)
+        if shown:
+            check_output(printed.getvalue(), shown, bool(varies))
+
+
+def test_outputs_are_compared():
+    check_output("a 1.24 2\n", "a 1.23 2", False)
+    check_output("accuracy 80.5%", "accuracy 77.0%", True)
+    for printed, shown in (("a 1.25", "a 1.23"), ("b 1.23", "a 1.23"), ("a 1.23 3", "a 1.23 2"), ("a", "a 1.23")):
+        with pytest.raises(AssertionError):
+            check_output(printed, shown, False)
+
+
+def test_the_patch_adds_a_second_head(tmp_path):
+    """As the document says: apply it, train, and load the result in another process without the package."""
+    text = DOCS["own_model.md"]
+    for name in ("modeling_vit_mnist", "configs", "data", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    for name in ("run_train.py", "model_card.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    (script,) = re.findall(r"^```sh\n(git apply.*?)```", text, re.DOTALL | re.MULTILINE)
+    ((code, shown),) = re.findall(r"^```python second-head\n(.*?)^```\n\n```text varies\n(.*?)```", text, re.DOTALL | re.M)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(["bash", "-ec", script], env=os.environ | {"PATH": path, "PYTHONPATH": "."}, **options)
+    assert done.returncode == 0 and "Total parameters: 1,859" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-I", "-c", code], **options)
+    check_output(done.stdout, shown, True)
+
+
+def test_the_parameters_add_up():
+    table = DOCS["tour.md"].split("## 8. The 1,850 parameters")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| .* \| `([\w.]+)` \| (.*) \| (\d+) \|$", table, re.MULTILINE)
+    model = VitMnistForImageClassification(VitMnistConfig())
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name, _, count in rows:
+        assert int(count) == sum(counts.pop(key) for key in list(counts) if key.startswith(name)), name
+    assert counts == {} and sum(int(count) for *_, count in rows) == 1850
+
+
+def test_the_table_of_files_is_complete():
+    table = DOCS["tour.md"].split("## 15. The saved folder")[1].split("\n## ")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)}
+    assert named == {path.relative_to(TINY).as_posix() for path in TINY.rglob("*") if path.is_file()}
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", outside, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", DOCS[name]):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        path = ROOT / "docs" / (file or name)
+        assert path.exists(), target
+        assert not anchor or anchor in slugs(path.read_text("utf-8")), target
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_figures_exist_in_light_and_dark(name):
+    figures = re.findall(r'(?:src|srcset)="([^"]+)"', DOCS[name])
+    assert [figure for figure in figures if not (ROOT / "docs" / figure).is_file()] == []
+    light = re.findall(r'<img src="([^"]+)"', DOCS[name])
+    assert re.findall(r'srcset="([^"]+)"', DOCS[name]) == [re.sub(r"(\.\w+)$", r"-dark\1", figure) for figure in light]
+
+
+@pytest.mark.parametrize("name", ["tour.md", "own_model.md"])
+def test_commands_exist(name):
+    """In blocks and in the text: training commands parse, and other commands name scripts and flags that exist."""
+    inline = "\n".join(re.findall(r"`(python (?:run|benchmarks)[^`\n]+)`", DOCS[name]))
+    for command in [*commands(DOCS[name]), *commands(f"```sh\n{inline}\n```")]:
+        assert command[0] in ("python", "git", "hf", "cd", "jupyter"), command
+        if command[0] != "python" or not command[1].endswith(".py"):
+            continue
+        script, *arguments = command[1:]
+        assert (ROOT / script).is_file(), command
+        if script == "run_train.py":
+            parse_arguments(arguments)
+        elif script == "run_visualize.py":
+            RecipeParser([VisualizeArguments, DataArguments]).parse(arguments[1:])
+
+
+def cells() -> list[dict]:
+    notebook = json.loads(NOTEBOOK.read_text("utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(cell: dict) -> str:
+    """What a cell has printed, without what it logs."""
+    outputs = [output for output in cell["outputs"] if output.get("name") == "stdout"]
+    return "".join("".join(output["text"]) for output in outputs)
+
+
+def test_the_notebook_is_saved_with_its_outputs():
+    assert NOTEBOOK.stat().st_size < 400_000
+    assert [cell["execution_count"] for cell in cells()] == list(range(1, len(cells()) + 1))
+    kinds = [output["output_type"] for cell in cells() for output in cell["outputs"]]
+    assert "display_data" in kinds and "error" not in kinds
+    assert str(Path.home()) not in NOTEBOOK.read_text("utf-8")
+
+
+def test_the_notebook_runs(repository):
+    nbformat = pytest.importorskip("nbformat", reason="needs nbformat to run the notebook")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient to run the notebook")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    run = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(repository)}}).execute()
+    fresh = [cell for cell in run.cells if cell.cell_type == "code"]
+    for new, saved in zip(fresh, cells(), strict=True):
+        tags = saved["metadata"].get("tags", [])
+        if "trains" not in tags:
+            check_output(printed(new), printed(saved), "varies" in tags)
