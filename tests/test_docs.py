@@ -41,10 +41,13 @@ def repository(tmp_path, monkeypatch) -> Path:
 def check_output(printed: str, shown: str, varies: bool) -> None:
     """Everything but decimals must be equal. Decimals may differ by one unit of the last digit shown, and by a tenth
     where an output varies with the processor."""
-    (*printed_text, _), (*shown_text, _) = (re.split(r"\d+\.\d+", text.strip()) + [""] for text in (printed, shown))
-    assert printed_text == shown_text, f"printed:\n{printed}\nshown:\n{shown}"
-    numbers = zip(re.findall(r"\d+\.\d+", printed), re.findall(r"\d+\.\d+", shown), strict=True)
-    for number, expected in numbers:
+    texts, numbers = [], []
+    for output in (printed, shown):
+        parts = re.split(r"(\d+\.\d+)", output.strip())
+        texts.append(parts[::2])
+        numbers.append(parts[1::2])
+    assert texts[0] == texts[1], f"printed:\n{printed}\nshown:\n{shown}"
+    for number, expected in zip(*numbers, strict=True):
         unit = 1.01 * 10 ** -len(expected.partition(".")[2])
         assert float(number) == pytest.approx(float(expected), abs=unit, rel=0.1 if varies else 0), shown
 
@@ -76,7 +79,8 @@ def test_the_patch_adds_a_second_head(tmp_path):
     for name in ("run_train.py", "model_card.md"):
         shutil.copy(ROOT / name, tmp_path)
     (script,) = re.findall(r"^```sh\n(git apply.*?)```", text, re.DOTALL | re.MULTILINE)
-    ((code, shown),) = re.findall(r"^```python second-head\n(.*?)^```\n\n```text varies\n(.*?)```", text, re.DOTALL | re.M)
+    block = r"^```python second-head\n(.*?)^```\n\n```text varies\n(.*?)```"
+    ((code, shown),) = re.findall(block, text, re.DOTALL | re.MULTILINE)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run(["bash", "-ec", script], env=os.environ | {"PATH": path, "PYTHONPATH": "."}, **options)
@@ -101,16 +105,19 @@ def test_the_table_of_files_is_complete():
     assert named == {path.relative_to(TINY).as_posix() for path in TINY.rglob("*") if path.is_file()}
 
 
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def slugs(text: str) -> set[str]:
     """The anchors that GitHub gives to the headings of a document."""
-    outside = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.*)$", outside, re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", DOCS)
 def test_links_lead_somewhere(name):
-    for target in re.findall(r"\]\(([^)\s]+)\)", DOCS[name]):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(DOCS[name])):
         file, _, anchor = target.partition("#")
         if "://" in target:
             continue
