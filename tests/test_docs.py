@@ -99,6 +99,12 @@ def test_the_parameters_add_up():
     assert counts == {} and sum(int(count) for *_, count in rows) == 1850
 
 
+def test_the_table_of_heads_shows_what_exercise_4_prints():
+    shown = re.findall(r"^\| .* \| (\d+\.\d) \| (\d+\.\d) \|$", DOCS["tour.md"], re.MULTILINE)
+    printed = re.findall(r"average maps (\d+\.\d)%, equal weights (\d+\.\d)%", DOCS["tour.md"])
+    assert shown == printed and len(shown) == 8
+
+
 def test_the_table_of_files_is_complete():
     table = DOCS["tour.md"].split("## 15. The saved folder")[1].split("\n## ")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)}
