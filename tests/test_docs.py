@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification
+from modeling_vit_mnist.checkpoints.export import ExportArguments
 from modeling_vit_mnist.cli.arguments import RecipeParser
 from modeling_vit_mnist.data.arguments import DataArguments
-from modeling_vit_mnist.inference.arguments import VisualizeArguments
+from modeling_vit_mnist.inference.arguments import InferenceArguments, VisualizeArguments
+from modeling_vit_mnist.inference.visualize import VIEWS
 from modeling_vit_mnist.training.arguments import parse_arguments
 
 from .conftest import ROOT, TINY
-from .test_readme import commands
 
-DOCS = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in FILES}
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n^```text( varies)?\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 NOTEBOOK = ROOT / "notebooks" / "tour.ipynb"
 
@@ -75,7 +78,7 @@ def test_the_patch_adds_a_second_head(tmp_path):
     """As the document says: apply it, train, and load the result in another process without the package."""
     if not (shutil.which("git") and shutil.which("bash")):
         pytest.skip("needs git and bash")
-    text = DOCS["own_model.md"]
+    text = DOCS["docs/own_model.md"]
     for name in ("modeling_vit_mnist", "configs", "data", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
     for name in ("run_train.py", "model_card.md"):
@@ -92,7 +95,7 @@ def test_the_patch_adds_a_second_head(tmp_path):
 
 
 def test_the_parameters_add_up():
-    table = DOCS["tour.md"].split("## 8. The 1,850 parameters")[1].split("\n## ")[0]
+    table = DOCS["docs/tour.md"].split("## 8. The 1,850 parameters")[1].split("\n## ")[0]
     rows = re.findall(r"^\| .* \| `([\w.]+)` \| (.*) \| (\d+) \|$", table, re.MULTILINE)
     model = VitMnistForImageClassification(VitMnistConfig())
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -102,13 +105,13 @@ def test_the_parameters_add_up():
 
 
 def test_the_table_of_heads_shows_what_exercise_4_prints():
-    shown = re.findall(r"^\| .* \| (\d+\.\d) \| (\d+\.\d) \|$", DOCS["tour.md"], re.MULTILINE)
-    printed = re.findall(r"average maps (\d+\.\d)%, equal weights (\d+\.\d)%", DOCS["tour.md"])
+    shown = re.findall(r"^\| .* \| (\d+\.\d) \| (\d+\.\d) \|$", DOCS["docs/tour.md"], re.MULTILINE)
+    printed = re.findall(r"average maps (\d+\.\d)%, equal weights (\d+\.\d)%", DOCS["docs/tour.md"])
     assert shown == printed and len(shown) == 8
 
 
 def test_the_table_of_files_is_complete():
-    table = DOCS["tour.md"].split("## 15. The saved folder")[1].split("\n## ")[0]
+    table = DOCS["docs/tour.md"].split("## 15. The saved folder")[1].split("\n## ")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)}
     assert named == {path.relative_to(TINY).as_posix() for path in TINY.rglob("*") if path.is_file()}
 
@@ -129,7 +132,7 @@ def test_links_lead_somewhere(name):
         file, _, anchor = target.partition("#")
         if "://" in target:
             continue
-        path = ROOT / "docs" / (file or name)
+        path = (ROOT / name).parent / file if file else ROOT / name
         assert path.exists(), target
         assert not anchor or anchor in slugs(path.read_text("utf-8")), target
 
@@ -137,25 +140,77 @@ def test_links_lead_somewhere(name):
 @pytest.mark.parametrize("name", DOCS)
 def test_figures_exist_in_light_and_dark(name):
     figures = re.findall(r'(?:src|srcset)="([^"]+)"', DOCS[name])
-    assert [figure for figure in figures if not (ROOT / "docs" / figure).is_file()] == []
-    light = re.findall(r'<img src="([^"]+)"', DOCS[name])
+    assert [figure for figure in figures if not ((ROOT / name).parent / figure).is_file()] == []
+    light = re.findall(r'<img [^>]*src="([^"]+)"', DOCS[name])
     assert re.findall(r'srcset="([^"]+)"', DOCS[name]) == [re.sub(r"(\.\w+)$", r"-dark\1", figure) for figure in light]
 
 
-@pytest.mark.parametrize("name", ["tour.md", "own_model.md"])
-def test_commands_exist(name):
-    """In blocks and in the text: training commands parse, and other commands name scripts and flags that exist."""
-    inline = "\n".join(re.findall(r"`(python (?:run|benchmarks)[^`\n]+)`", DOCS[name]))
-    for command in [*commands(DOCS[name]), *commands(f"```sh\n{inline}\n```")]:
-        assert command[0] in ("python", "git", "hf", "cd", "jupyter"), command
-        if command[0] != "python" or not command[1].endswith(".py"):
-            continue
-        script, *arguments = command[1:]
-        assert (ROOT / script).is_file(), command
-        if script == "run_train.py":
-            parse_arguments(arguments)
-        elif script == "run_visualize.py":
-            RecipeParser([VisualizeArguments, DataArguments]).parse(arguments[1:])
+PARSERS = {
+    "run_inference.py": [InferenceArguments, DataArguments],
+    "run_visualize.py": [VisualizeArguments, DataArguments],
+    "run_export.py": [ExportArguments],
+}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command in blocks of a shell, and in the text."""
+    blocks = re.findall(r"^ *```sh\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    inline = re.findall(r"`(python (?:run|benchmarks)[^`\n]+)`", without_code(text))
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line]
+    return [shlex.split(part, comments=True) for line in [*lines, *inline] for part in line.split("&&")]
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_commands_name_scripts_and_flags_that_exist(name, monkeypatch):
+    integrations = "modeling_vit_mnist.training.refusals.get_available_reporting_integrations"
+    monkeypatch.setattr(integrations, lambda: ["tensorboard"])
+    for words in filter(None, commands(DOCS[name])):
+        for place, word in enumerate(words):
+            if not re.fullmatch(r"[\w/]+\.py", word):
+                continue
+            script, arguments = ROOT / word, words[place + 1 :]
+            assert script.is_file(), words
+            if "--help" in arguments or "--help-all" in arguments:
+                continue
+            if word == "run_train.py":
+                parse_arguments(arguments)
+            elif word in PARSERS:
+                parser = RecipeParser(PARSERS[word])
+                if word == "run_visualize.py":
+                    parser.add_argument("view", choices=VIEWS)
+                parser.parse(arguments)
+
+
+def test_commands_are_found():
+    assert len(commands(DOCS["README.md"])) > 15
+    found = commands("`python run_train.py`\n```sh\na b && c 'd e'  # f\n```")
+    assert found == [["a", "b"], ["c", "d e"], ["python", "run_train.py"]]
+
+
+def test_a_snippet_runs_without_the_package(tmp_path):
+    """transformers then runs the code beside the weights."""
+    code = BLOCK.search(DOCS["docs/package.md"])[1]
+    block = "import sys\nsys.modules['modeling_vit_mnist'] = None\n"
+    done = subprocess.run([sys.executable, "-c", block + code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+
+
+def test_every_row_of_works_with_names_tests():
+    table = DOCS["docs/works_with.md"]
+    rows = re.findall(r"^\|.*\| `pytest ([^`]+)` \|$", table, flags=re.MULTILINE)
+    assert len(rows) == table.count("\n|") - 2 >= 12  # without the head of the table
+    for row in rows:
+        files, _, keywords = row.partition(" -k ")
+        tests = "\n".join((ROOT / file).read_text("utf-8") for file in files.split())
+        assert re.search(r"^(def test_|class \w+Test)", tests, flags=re.MULTILINE), row
+        for keyword in keywords.strip('"').split(" or ") if keywords else []:
+            assert re.search(rf"^def test_\w*{keyword}", tests, flags=re.MULTILINE), row
+
+
+@pytest.mark.parametrize("script", ["run_train.py", "run_inference.py", "run_visualize.py", "run_export.py"])
+def test_scripts_explain_themselves(script, run_script):
+    done = run_script(script, "--help")
+    assert done.code == 0 and "usage: " + script in done.out
 
 
 def cells() -> list[dict]:

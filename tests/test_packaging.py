@@ -67,3 +67,8 @@ def test_the_source_distribution_is_complete(tmp_path, monkeypatch):
     }  # fmt: skip
     assert expected <= names
     assert not [name for name in names if name.split("/")[0] == "outputs" or "cache" in name]
+
+
+def test_no_module_of_the_package_is_over_350_lines():
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "modeling_vit_mnist").rglob("*.py")}
+    assert len(lengths) > 30 and {path.name: length for path, length in lengths.items() if length > 350} == {}
