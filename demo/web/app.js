@@ -1,96 +1,102 @@
-// The page: strokes on the pad -> frame.js -> vit.js -> bars and attention maps, once per animation frame.
+// The page: the pad or a picture -> frame.js -> vit.js -> bars, attention maps and steps, once per animation frame.
 
+import { AttentionView } from "./attention.js";
+import { CHECKPOINTS, loadNetwork, loadResults } from "./checkpoints.js";
+import { EXAMPLES } from "./digits.js";
+import { drawInk, element, find, say } from "./dom.js";
+import { LETTER, blackboard, ruledPaper } from "./examples.js";
+import { describeDigit, describeNetwork } from "./explain.js";
 import { deskew, frameDigit, normalize } from "./frame.js";
-import { Vit, parseSafetensors } from "./vit.js";
+import { decodeImage, encodeLink } from "./link.js";
+import { Pad } from "./pad.js";
+import { readGray, watchPictures } from "./pictures.js";
 
-// The checkpoint folders of the repository.
-const CHECKPOINTS = {
-  tiny: "../../vit-mnist-tiny",
-  best: "../../vit-mnist-best",
-  small: "../../vit-mnist-small",
-};
-const STROKE = 22; // of the pad's 280 pixels, about the thickness of MNIST's strokes
-const STEP = 10; // pixels per press of an arrow key
+const MOST = 5000; // parameters of a network that network.html shows
 
-const find = (id) => document.getElementById(id);
-const pad = find("pad");
-const ink = pad.getContext("2d", { willReadFrequently: true });
 let network = null;
-let isDrawn = false;
+let followed = null; // the network that the link to network.html opens
 let isPending = false;
+const pad = new Pad(find("pad"), find("pen"), update);
+const attention = new AttentionView();
 
-// ---- the checkpoint
+// ---- the network
 
-async function fetchFile(folder, name) {
-  const response = await fetch(`${folder}/${name}`, { cache: "no-cache" }); // the weights may have changed
-  if (!response.ok) throw new Error(`${folder}/${name}: ${response.status} ${response.statusText}`);
-  return response;
-}
-
-async function loadNetwork(folder) {
-  const [config, processor, weights] = await Promise.all([
-    fetchFile(folder, "config.json").then((response) => response.json()),
-    fetchFile(folder, "preprocessor_config.json").then((response) => response.json()),
-    fetchFile(folder, "model.safetensors").then((response) => response.arrayBuffer()),
-  ]);
-  const first = (value) => (Array.isArray(value) ? value[0] : value);
-  return {
-    vit: new Vit(config, parseSafetensors(weights)),
-    mean: first(processor.image_mean),
-    std: first(processor.image_std),
-    deskews: processor.do_deskew,
-  };
-}
+let wanted = null; // the name of the checkpoint that was chosen last
 
 async function choose(name) {
+  wanted = name;
+  say(find("status"), `Loading ${name} …`);
   try {
-    const loaded = await loadNetwork(CHECKPOINTS[name]);
-    if (document.querySelector("input[name=checkpoint]:checked").value !== name) return; // the choice changed
+    const loaded = await loadNetwork(name);
+    if (wanted !== name) return; // the choice changed
     network = loaded;
-    find("problem").hidden = true;
-    buildAnswer();
-    update();
+    followed = null;
+    build();
+    findFollowed(loaded);
+    report("");
   } catch (error) {
-    find("problem").textContent = `The ${name} network cannot be loaded: ${error.message}`;
-    find("problem").hidden = false;
+    if (wanted !== name) return;
+    for (const input of radios()) input.checked = input.value === network?.name;
+    const now = network ? `The page still uses ${network.name}.` : "Choose a network to try again.";
+    report(`The ${name} network cannot be loaded: ${error.message}. ${now}`);
   }
+  say(find("status"), "");
+}
+
+/** Link to the network itself, or to the first one of the table that network.html can show. */
+async function findFollowed(loaded) {
+  const isShown = ({ vit }) => Object.values(vit.tensors).reduce((sum, { data }) => sum + data.length, 0) <= MOST;
+  let found = isShown(loaded) ? loaded : null;
+  for (const name of Object.keys(CHECKPOINTS)) {
+    if (found || network !== loaded) break;
+    const other = await loadNetwork(name).catch(() => null);
+    if (other && isShown(other)) found = other;
+  }
+  if (network !== loaded) return; // the choice changed
+  followed = found;
+  say(find("follow"), `Follow this digit through ${found === loaded ? "the network" : `the network ${found?.name}`}`);
+  update();
+}
+
+const radios = () => document.querySelectorAll("input[name=checkpoint]");
+
+/** Radio buttons for the checkpoints of the table, with the accuracy that their trainings recorded. */
+function listNetworks() {
+  for (const name of Object.keys(CHECKPOINTS)) {
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "checkpoint", value: name });
+    const facts = element("small", "");
+    find("networks").append(element("label", "", input, element("span", "", `${name} `, facts)));
+    input.addEventListener("change", () => choose(name));
+    loadResults(name)
+      .then(({ parameters, test_accuracy: accuracy, dataset }) => {
+        const data = dataset === "ylecun/mnist" ? "MNIST test" : `test of ${dataset}`;
+        const share = (100 * accuracy).toFixed(2);
+        facts.textContent = `${parameters.toLocaleString("en")} parameters, ${share} % on ${data}`;
+      })
+      .catch(() => {}); // a checkpoint that was imported has no results
+  }
+}
+
+function report(problem) {
+  find("problem").hidden = !problem;
+  say(find("problem"), problem);
 }
 
 // ---- the answer
 
-function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.append(...children);
-  return made;
-}
-
-/** Empty bars for the labels and empty maps for the heads of the chosen network. */
-function buildAnswer() {
+/** Empty bars for the labels and empty maps for the heads of the network. */
+function build() {
   const { vit } = network;
-  find("probabilities").replaceChildren(
-    ...vit.labels.map((label) =>
-      element(
-        "li",
-        "",
-        element("span", "", label),
-        element("div", "bar", element("div")),
-        element("span", "percent", "–"),
-      ),
-    ),
-  );
-  const picture = (caption) => {
-    const canvas = document.createElement("canvas");
-    canvas.width = canvas.height = vit.size;
-    return element("figure", "", canvas, element("figcaption", "", caption));
-  };
-  const maps = Array.from({ length: vit.layers * vit.heads }, (_, i) =>
-    picture(`layer ${Math.floor(i / vit.heads) + 1}, head ${(i % vit.heads) + 1}`),
-  );
-  find("attention").replaceChildren(picture("the input"), ...maps);
+  const bar = () => element("div", "bar", element("div", ""));
+  const row = (label) => element("li", "", element("span", "", label), bar(), element("span", "percent", "–"));
+  find("probabilities").replaceChildren(...vit.labels.map(row));
+  attention.build(vit);
+  describeNetwork(network);
+  update();
 }
 
 function update() {
+  find("undo").disabled = !pad.canUndo;
   if (!network || isPending) return;
   isPending = true;
   requestAnimationFrame(() => {
@@ -99,130 +105,85 @@ function update() {
   });
 }
 
-/** Texts that screen readers read aloud, so only when they change. */
-function say(id, text) {
-  if (find(id).textContent !== text) find(id).textContent = text;
-}
-
 function show() {
   const { vit, mean, std } = network;
-  const { data, width, height } = ink.getImageData(0, 0, pad.width, pad.height);
-  const gray = Uint8Array.from({ length: width * height }, (_, i) => data[4 * i]); // red, green and blue are equal
-  const { image, problem, hasOthers } = frameDigit({ width, height, data: gray });
-  const bytes = network.deskews ? deskew(image) : image;
-  find("hint").hidden = isDrawn;
-  const result = isDrawn && !problem ? vit.forward(normalize(bytes, mean, std)) : null;
-  const note = problem ?? (hasOthers ? "more than one digit: the clearest is read" : "");
-  say("note", isDrawn ? note : "");
+  const gray = pad.gray;
+  find("hint").hidden = gray !== null;
+  const framing = gray && frameDigit(gray);
+  const image = framing?.image ?? new Uint8Array(vit.size ** 2);
+  const bytes = framing && network.deskews ? deskew(image) : image;
+  const result = framing && !framing.problem ? vit.forward(normalize(bytes, mean, std)) : null;
+  say(find("note"), framing ? advise(framing) : "");
 
   const isRejected = result !== null && result.digitScore < vit.threshold;
   const best = result && !isRejected ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
+  const share = (i) => (result ? `${(100 * result.probabilities[i]).toFixed(1)} %` : "–");
   find("reading").classList.toggle("rejected", isRejected);
-  say("prediction", isRejected ? "not a digit?" : (vit.labels[best] ?? "–"));
+  say(find("prediction"), isRejected ? "not a digit" : (vit.labels[best] ?? "–"));
+  say(find("sureness"), best < 0 ? "" : share(best));
   [...find("probabilities").children].forEach((row, i) => {
     row.classList.toggle("best", i === best);
     row.querySelector(".bar div").style.width = result ? `${100 * result.probabilities[i]}%` : "0";
-    row.querySelector(".percent").textContent = result ? `${(100 * result.probabilities[i]).toFixed(1)} %` : "–";
+    say(row.querySelector(".percent"), share(i));
   });
-
-  const [input, ...maps] = document.querySelectorAll("#attention canvas");
-  drawMap(input, bytes, null, vit);
-  maps.forEach((canvas, i) => {
-    const [layer, head] = [Math.floor(i / vit.heads), i % vit.heads];
-    drawMap(canvas, bytes, result && result.attentions[layer][head][0].slice(1), vit); // from CLS to the patches
-  });
+  attention.show(result && result.attentions, bytes);
+  describeDigit(network, gray, pad.isInk, framing, bytes, result);
+  find("follow").hidden = followed === null;
+  const handed = followed?.deskews ? deskew(image) : image; // what that network gets
+  if (followed && result) find("follow").href = `network.html#${encodeLink({ model: followed.name, image: handed })}`;
+  else if (followed) find("follow").href = `network.html#model=${followed.name}`;
 }
 
-/** The digit in gray under one color per patch, whose strength is the patch's weight over the largest weight. */
-function drawMap(canvas, bytes, weights, { size, patch }) {
-  const image = new ImageData(size, size);
-  const largest = weights ? Math.max(...weights) : 1;
-  bytes.forEach((byte, i) => {
-    const [x, y] = [i % size, Math.floor(i / size)];
-    const weight = weights ? weights[Math.floor(y / patch) * (size / patch) + Math.floor(x / patch)] / largest : 0;
-    const [red, green, blue] = [250, 120, 20].map((level) => 0.75 * weight * level);
-    const light = (weights ? 0.6 : 1) * byte;
-    image.data.set([red + light, green + light, blue + light, 255], 4 * i);
-  });
-  canvas.getContext("2d").putImageData(image, 0, 0);
+/** What the user can do about a picture without one clear digit. */
+function advise({ problem, hasOthers }) {
+  if (problem) return `${problem[0].toUpperCase()}${problem.slice(1)}: draw one digit, larger.`;
+  return hasOthers ? "More than one digit. Draw one digit, larger." : "";
 }
 
-// ---- the pen
+// ---- what can be read
 
-const pen = { x: 140, y: 140, isDown: false };
+function showPicture(canvas, gray = readGray(canvas), isInk = false) {
+  report("");
+  pad.show(gray, canvas, isInk);
+}
 
-function moveTo(x, y) {
-  if (pen.isDown) {
-    ink.beginPath();
-    ink.moveTo(pen.x, pen.y);
-    ink.lineTo(x + 0.01, y); // a line of no length draws no dot
-    ink.stroke();
-    isDrawn = true;
-    update();
+function listExamples() {
+  function add(label, picture, onClick) {
+    const button = Object.assign(element("button", "example", picture), { type: "button", title: label });
+    button.setAttribute("aria-label", `Example: ${label}`);
+    button.addEventListener("click", onClick);
+    find("examples").append(button);
   }
-  [pen.x, pen.y] = [x, y];
-  find("pen").style.left = `${(100 * x) / pad.width}%`;
-  find("pen").style.top = `${(100 * y) / pad.height}%`;
-  find("pen").classList.toggle("down", pen.isDown);
-}
-
-function clear() {
-  ink.fillStyle = "#000";
-  ink.fillRect(0, 0, pad.width, pad.height);
-  ink.strokeStyle = "#fff";
-  ink.lineWidth = STROKE;
-  ink.lineCap = ink.lineJoin = "round";
-  pen.isDown = isDrawn = false;
-  moveTo(pen.x, pen.y);
-  update();
-}
-
-/** Position of a pointer in the pad's own pixels. */
-function place(event) {
-  const box = pad.getBoundingClientRect();
-  return [((event.clientX - box.left) * pad.width) / box.width, ((event.clientY - box.top) * pad.height) / box.height];
-}
-
-pad.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary || event.button !== 0) return;
-  pad.setPointerCapture(event.pointerId);
-  find("pen").hidden = true; // a mouse or finger shows its own position
-  pen.isDown = false;
-  moveTo(...place(event));
-  pen.isDown = true;
-  moveTo(...place(event)); // a dot, if it does not move
-});
-
-pad.addEventListener("pointermove", (event) => {
-  if (!pad.hasPointerCapture(event.pointerId)) return;
-  const steps = event.getCoalescedEvents?.() ?? [];
-  for (const step of steps.length ? steps : [event]) moveTo(...place(step));
-});
-
-for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => (pen.isDown = false));
-
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-pad.addEventListener("keydown", (event) => {
-  const within = (at) => Math.min(Math.max(at, 0), pad.width);
-  if (event.key in ARROWS) {
-    const [x, y] = ARROWS[event.key];
-    moveTo(within(pen.x + STEP * x), within(pen.y + STEP * y));
-  } else if (event.key === " ") {
-    pen.isDown = !pen.isDown;
-    moveTo(pen.x, pen.y);
-  } else if (event.key === "Delete" || event.key === "Backspace") {
-    clear();
-  } else {
-    return;
+  for (const { label, image } of EXAMPLES) {
+    const [canvas, data] = [element("canvas", "ink"), decodeImage(image)];
+    drawInk(canvas, data, 28);
+    add(`a ${label} of MNIST`, canvas, () => showPicture(canvas, { width: 28, height: 28, data }, true));
   }
-  find("pen").hidden = false;
-  event.preventDefault();
-});
+  for (const [label, canvas] of [["a 5 on ruled paper", ruledPaper()], ["a 3 in chalk", blackboard()]])
+    add(label, canvas, () => showPicture(canvas));
+  add("an M, which is no digit", element("span", "letter", "M"), () => pad.drawStrokes(LETTER));
+}
 
-find("clear").addEventListener("click", clear);
-for (const input of document.querySelectorAll("input[name=checkpoint]"))
-  input.addEventListener("change", () => choose(input.value));
+function watchTools() {
+  for (const tool of ["draw", "erase"])
+    find(tool).addEventListener("change", () => (pad.erases = find("erase").checked));
+  find("width").addEventListener("input", () => (pad.width = Number(find("width").value)));
+  find("undo").addEventListener("click", () => pad.undo());
+  find("clear").addEventListener("click", () => pad.clear());
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey || !pad.canUndo) return;
+    event.preventDefault();
+    pad.undo();
+  });
+}
 
-clear();
-await choose(document.querySelector("input[name=checkpoint]:checked").value);
+watchTools();
+watchPictures(showPicture, report);
+listExamples();
+listNetworks();
+matchMedia("(prefers-color-scheme: light)").addEventListener("change", update);
+const names = Object.keys(CHECKPOINTS);
+const start = names.includes("small") ? "small" : names.at(-1); // small reads photographs best
+document.querySelector(`input[value="${CSS.escape(start)}"]`).checked = true;
+update();
+await choose(start);

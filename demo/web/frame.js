@@ -71,10 +71,13 @@ function resize(image, newWidth, newHeight) {
  * `problem` says why there is none, or is null,
  * `isFramed` says that the image was framed already,
  * `isDarkOnLight` says whether the ink is darker than the paper, or is null for an image that was framed or too small,
+ * `digit` is {mask, left, top, scale}: the pixel (x, y) of `mask`, 1 where the digit is, lies at (left + scale * x,
+ * top + scale * y) of the picture; null where `isDarkOnLight` is,
  * `hasOthers` says whether there is more that may be a digit.
  */
 export function frameDigit(gray, cropAgain = true) {
-  const found = { image: gray.data, problem: null, isFramed: true, isDarkOnLight: null, hasOthers: false };
+  const found = { image: gray.data, problem: null, isFramed: true, hasOthers: false };
+  Object.assign(found, { isDarkOnLight: null, digit: null });
   if (isFramedAsMnist(gray)) return found;
   Object.assign(found, { image: new Uint8Array(SIDE * SIDE), isFramed: false });
   const factor = Math.max(1, Math.max(gray.width, gray.height) / WORKING_SIDE);
@@ -97,11 +100,14 @@ export function frameDigit(gray, cropAgain = true) {
     const [y0, x0] = [top, left].map((at) => Math.max(0, Math.trunc((at - length) * factor)));
     const y1 = Math.min(gray.height, Math.trunc((bottom + length) * factor));
     const x1 = Math.min(gray.width, Math.trunc((right + length) * factor));
-    return frameDigit(cut(gray, y0, y1, x0, x1), false);
+    const again = frameDigit(cut(gray, y0, y1, x0, x1), false);
+    if (again.digit) Object.assign(again.digit, { left: x0, top: y0 });
+    return again;
   }
   const contrast = percentile(inside(ink, digit), 75);
   const mask = magnify(ink, digit, contrast, BOX * FINE);
   found.isDarkOnLight = best.isDark;
+  found.digit = { mask: digit, left: 0, top: 0, scale: factor };
   found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
   if (found.problem !== null) return found;
   found.image = place(setStrokeWidth(mask));
@@ -122,7 +128,7 @@ function isFramedAsMnist(gray) {
 }
 
 /** First row, last row + 1, first column and last column + 1 that hold a pixel. */
-function bounds({ width, height, data }) {
+export function bounds({ width, height, data }) {
   let [top, bottom, left, right] = [height, 0, width, 0];
   for (let y = 0; y < height; y++)
     for (let x = 0; x < width; x++) {

@@ -1,0 +1,27 @@
+// Small helpers for the page's elements.
+
+export const find = (id) => document.getElementById(id);
+
+export function element(tag, className, ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+/** Set a text, if it is new: screen readers read some of them aloud when they are set. */
+export function say(target, text) {
+  if (target.textContent !== text) target.textContent = text;
+}
+
+/** Draw gray levels as white ink of that opacity. CSS inverts canvases of the class "ink" on a light page. */
+export function drawInk(canvas, bytes, width, height = bytes.length / width) {
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== height) canvas.height = height;
+  const image = new ImageData(width, height);
+  bytes.forEach((byte, i) => image.data.set([255, 255, 255, byte], 4 * i));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** A share as text, rounded to whole percent. */
+export const percent = (share) => `${Math.round(100 * share)} %`;
