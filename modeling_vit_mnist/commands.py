@@ -91,12 +91,12 @@ def visualize() -> None:
 
 
 def export() -> None:
-    """Convert a checkpoint to transformers' own ViT, timm or ONNX, or back."""
+    """Convert a checkpoint to transformers' own ViT, timm, ONNX or a Space, or back."""
     from .checkpoints.export import ExportArguments, run_export
 
     parser = RecipeParser(ExportArguments, description=export.__doc__)
     (args,) = parser.parse(sys.argv[1:])
-    with default_model(args, parser):
+    with nullcontext() if args.format == "space" else default_model(args, parser):
         run_export(args)
 
 

@@ -1,5 +1,6 @@
 """
-A Hub on this machine: the endpoints for creating a model repository, uploading to it and loading from it.
+A Hub on this machine: the endpoints for creating a model repository or a static Space, uploading to it and loading
+from it.
 
 It answers as the Hub does: 401 to an unknown token, 403 to a foreign namespace, 409 if a repository exists, 412 if a
 commit's parent is not the latest commit. Tests can request other failures. Each test has a Hub and a port of its own.
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 
 TOKEN, NAMESPACE = "hf_loopback", "me"
 
@@ -26,7 +27,8 @@ class LoopbackHub:
     """
     Attributes:
         endpoint (`str`): The value for `HF_ENDPOINT`.
-        repositories (`dict[str, dict[str, dict[str, bytes]]]`): Id to commits; sha to files, the latest last.
+        repositories (`dict[str, dict[str, dict[str, bytes]]]`): Id, of a Space with "spaces/" before it, to commits;
+            sha to files, the latest last.
         failures (`list[tuple[str, int | str]]`): Patterns and kinds. A request whose "METHOD /path" matches a pattern
             removes that entry and fails: with a status, with the connection "cut" during the request, or with the
             answer "lost" after the request was carried out.
@@ -96,23 +98,27 @@ class Handler(BaseHTTPRequestHandler):
         if self.has_failed():
             return None
         if self.path == "/api/validate-yaml":
-            return self.validate(json.loads(self.body)["content"])
+            return self.validate(**json.loads(self.body))
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer({"error": "Invalid username or password."}, 401)
         if self.path == "/api/repos/create":
             return self.create(json.loads(self.body))
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
-        if not match or match[1] not in self.hub.repositories:
+        match = re.fullmatch(r"/api/(?:models/|(spaces/))([^/]+/[^/]+)/(preupload|commit)/main", self.path)
+        repo_id = (match[1] or "") + match[2] if match else None
+        if repo_id not in self.hub.repositories:
             return self.answer({"error": self.path}, 404, X_Error_Code="RepoNotFound")
-        if not match[1].startswith(f"{NAMESPACE}/"):
+        if not match[2].startswith(f"{NAMESPACE}/"):
             return self.answer({"error": "Forbidden"}, 403)
-        if match[2] == "preupload":
-            return self.preupload(match[1], json.loads(self.body)["files"])
-        return self.commit(match[1], [json.loads(line) for line in self.body.splitlines()])
+        if match[3] == "preupload":
+            return self.preupload(repo_id, json.loads(self.body)["files"])
+        return self.commit(repo_id, [json.loads(line) for line in self.body.splitlines()])
 
-    def validate(self, card: str):
+    def validate(self, content: str, repoType: str):
         try:
-            ModelCard(card)
+            if repoType == "space":
+                check_space_card(SpaceCard(content).data)
+            else:
+                ModelCard(content)
         except (ValueError, TypeError) as error:
             return self.answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
         return self.answer({"errors": [], "warnings": []})
@@ -120,12 +126,16 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, request: dict):
         namespace = request.get("organization") or NAMESPACE
         name = f"{namespace}/{request['name']}"
+        is_space = request.get("type") == "space"
+        if is_space and request.get("sdk") != "static":
+            return self.answer({"error": "A Space needs an SDK."}, 400)
         if namespace != NAMESPACE:
             return self.answer({"error": f'No right to create a model under the namespace "{namespace}".'}, 403)
-        status = 409 if name in self.hub.repositories else 200
+        path = f"spaces/{name}" if is_space else name
+        status = 409 if path in self.hub.repositories else 200
         if status == 200:
-            self.hub.commit(name, {".gitattributes": b"*.safetensors filter=lfs\n"})
-        return self.answer({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name}, status)
+            self.hub.commit(path, {".gitattributes": b"*.safetensors filter=lfs\n"})
+        return self.answer({"url": f"{self.hub.endpoint}/{path}", "name": name, "id": name}, status)
 
     def preupload(self, repo_id: str, files: list[dict]):
         current = self.hub.files(repo_id)
@@ -154,12 +164,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.has_failed():
             return None
         path, file = self.path.partition("?")[0], None
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
-            repo_id, revision = match[1], match[2]
+        if match := re.fullmatch(r"/api/(?:models/|(spaces/))([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            repo_id, revision = (match[1] or "") + match[2], match[3]
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo_id, revision, file = match.groups()
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            repo_id, revision = match.groups()
+        elif match := re.fullmatch(r"/api/(?:models/|(spaces/))([^/]+/[^/]+)/tree/([^/]+)", path):
+            repo_id, revision = (match[1] or "") + match[2], match[3]
         else:
             return self.answer({"error": self.path}, 404)
         if repo_id not in self.hub.repositories:
@@ -179,6 +189,17 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(files[file], ETag=f'"{git_hash(files[file])}"', X_Repo_Commit=sha)
 
     do_HEAD = do_GET
+
+
+def check_space_card(data: SpaceCardData) -> None:
+    """Raise `ValueError` where the Hub rejects the front matter of a Space's card."""
+    colors = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+    if data.sdk not in ("gradio", "docker", "static"):
+        raise ValueError(f'"sdk" must be one of gradio, docker, static, got {data.sdk}')
+    if not data.emoji or data.emoji.isascii() or {data.get("colorFrom"), data.get("colorTo")} - {*colors}:
+        raise ValueError('"emoji" must be an emoji, "colorFrom" and "colorTo" colors')
+    if len(data.get("short_description") or "") > 60:
+        raise ValueError('"short_description" has over 60 characters')
 
 
 def git_hash(content: bytes | None) -> str | None:

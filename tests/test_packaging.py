@@ -15,6 +15,7 @@ COMMANDS = [
     ["predict", "--num_samples=8", "--output=predictions.csv"],
     ["visualize", "model", "--model=run"],
     ["export", "--format=vit", "--model=run", "--output=exported"],
+    ["export", "--format=space", "--output=space"],
 ]
 RUN_COMMANDS = f"""
 import sys
@@ -50,10 +51,11 @@ def test_the_commands_of_the_wheel_run_in_an_empty_folder(tmp_path):
     assert len(modules) > 20 and all(module.startswith(f"{package}{os.sep}") for module in modules)
     assert str(ROOT) not in done.stdout + done.stderr
     assert "bundled sample" in done.stderr and "400 train" in done.stdout and "1,850" in done.stdout
-    assert {path.name for path in empty.iterdir()} == {"run", "predictions.csv", "exported"}
+    assert {path.name for path in empty.iterdir()} == {"run", "predictions.csv", "exported", "space"}
     assert {"model.safetensors", "README.md", "all_results.json"} <= {path.name for path in (empty / "run").iterdir()}
     assert len((empty / "predictions.csv").read_text().splitlines()) == 1 + 8
     assert (empty / "exported" / "model.safetensors").is_file()
+    assert {"index.html", "app.js", "vit-mnist-tiny"} <= {path.name for path in (empty / "space").iterdir()}
 
 
 def test_the_source_distribution_is_complete(tmp_path, monkeypatch):

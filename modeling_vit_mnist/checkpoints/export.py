@@ -1,9 +1,9 @@
-"""Convert a checkpoint to a form that needs none of this code, or back."""
+"""Convert a checkpoint to a form that needs none of this code, or back, or make a Space of it."""
 
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..configuration_vit_mnist import VitMnistConfig
 from .convert import export_vit, import_checkpoint
 from .folder import DEFAULT_MODEL, load_checkpoint, quiet, save_checkpoint
 from .onnx import export_onnx
+from .space import SPACE_FILES, export_space, is_space
 from .timm import export_timm
 
 # Each writes a folder from a model and a processor, and returns a sentence for each setting that is lost.
@@ -27,7 +28,8 @@ FORMATS: dict[str, Callable[..., list[str]]] = {
 }  # fmt: skip
 FORMAT_HELP = (
     "vit: transformers' own ViT, one channel. vit-rgb: the same with three channels, for pipelines. timm. onnx. "
-    "import: the inverse, from vit, vit-rgb, timm or a file with timm's names."
+    "import: the inverse, from vit, vit-rgb, timm or a file with timm's names. space: the page that draws and reads "
+    "digits, as a static Space."
 )
 
 
@@ -35,15 +37,20 @@ FORMAT_HELP = (
 class ExportArguments:
     """What to convert, and to what."""
 
-    format: str = field(metadata={"help": FORMAT_HELP, "choices": [*FORMATS, "import"]})
-    output: str = field(metadata={"help": "Folder to write. It must be empty or not exist."})
-    model: str = arg(
-        str(DEFAULT_MODEL),
+    format: str = field(metadata={"help": FORMAT_HELP, "choices": [*FORMATS, "import", "space"]})
+    output: str = field(
+        metadata={"help": "Folder to write. It must be empty, not exist, or, for space, hold a Space."}
+    )
+    model: str | None = arg(
+        None,
         "Checkpoint folder, Hub id, or, for import, a file or folder. Default: the newest finished run in outputs/, "
-        "else the bundled vit-mnist-tiny.",
+        "else the bundled vit-mnist-tiny; for space, all bundled checkpoints.",
     )
     num_attention_heads: int = arg(
         VitMnistConfig.num_attention_heads, "Heads of the imported network. Weight files do not record them."
+    )
+    push_to_hub: str | None = arg(
+        None, "Space on the Hub, NAME or NAMESPACE/NAME, to push the folder to: for space only."
     )
 
 
@@ -54,23 +61,40 @@ def run_export(args: ExportArguments) -> None:
     if os.path.isfile(folder):  # `Path.is_file` raises for a name that is too long
         raise UsageError(f"{folder} is a file: choose another --output.")
     check_writable(folder)
-    if any(folder.iterdir()):
+    makes_space = args.format == "space"
+    if args.push_to_hub and not makes_space:
+        raise UsageError(f"--push_to_hub pushes a Space, got --format {args.format}: use --format space.")
+    if any(folder.iterdir()) and not (makes_space and is_space(folder)):
         raise UsageError(f"{folder} is not empty: choose another --output.")
+    names = [args.model] if args.model else []
+    args = replace(args, model=args.model or str(DEFAULT_MODEL))
     name = _plain(Path(args.model).resolve().name)
     if args.format == "import":
         model, processor = import_checkpoint(args.model, args.num_attention_heads)
         card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
         save_checkpoint(folder, model, processor, card, records={})
+    elif makes_space:
+        with replacing_files(folder, owned=SPACE_FILES) as staging, quiet():
+            lost = export_space(staging, names)
+        _print_lost(lost)
     else:
         model, processor = load_checkpoint(args.model)
         with replacing_files(folder) as staging, quiet():
             lost = FORMATS[args.format](model.eval(), processor, staging)
             card = fill_export_card(args, name, model.config.image_size, lost)
             (staging / "README.md").write_text(card, encoding="utf-8")
-        for sentence in lost:
-            print(printable(f"Not exported: {sentence}"))
+        _print_lost(lost)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(printable(f"{path.stat().st_size:>9,} bytes  {path}"))
+    if args.push_to_hub:
+        from .hub import push_space  # the other exports do without the Hub's code
+
+        print(f"Pushed to {push_space(folder, args.push_to_hub)}")
+
+
+def _print_lost(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(printable(f"Not exported: {sentence}"))
 
 
 def _plain(text: str) -> str:

@@ -1,9 +1,10 @@
-"""Push a checkpoint folder to the Hub."""
+"""Push a checkpoint folder, or a Space with checkpoints, to the Hub."""
 
 import json
 import logging
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import huggingface_hub
@@ -13,11 +14,13 @@ from ..cli.errors import UsageError
 from ..data.sources import SAMPLE
 from .card import fill_eval_results, read_measurements, read_run
 from .folder import CHECKPOINT_FILES, MEASUREMENTS, OWN_FILES, load_checkpoint
+from .space import SPACE_FILES
 
 logger = logging.getLogger(__name__)
 
 # Seconds before a failed push is repeated. huggingface_hub repeats single requests on its own, with longer waits.
 RETRY_WAITS = (2, 8)
+MEANING = {"model": "checkpoint", "space": "Space"}
 
 
 def push(
@@ -38,21 +41,38 @@ def push(
         OSError: a file of the folder cannot be read.
     """
     folder = Path(folder)
-    files = _files_to_push(folder, allow_sample)
+    return _upload(folder, repo_id, "model", _files_to_push(folder, allow_sample), OWN_FILES, token, private)
+
+
+def push_space(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Upload a folder of [`export_space`] as a static Space, as [`push`] uploads a checkpoint. Files of ours in the
+    Space that the folder lacks are deleted there. Raises what [`push`] raises."""
+    folder = Path(folder)
+    files = [path.relative_to(folder).as_posix() for pattern in SPACE_FILES for path in folder.glob(pattern)]
+    return _upload(folder, repo_id, "space", sorted(files), SPACE_FILES, token, private)
+
+
+def _upload(
+    folder: Path, repo_id: str, kind: str, files: list[str], owned: Collection[str], token: str | None,
+    private: bool | None,
+) -> str:  # fmt: skip
+    """Upload files to a repository of a kind, "model" or "space", in one commit that deletes others that match a
+    pattern in `owned`. Repeats it after temporary failures. Returns the address of the repository."""
     api = huggingface_hub.HfApi(token=token)
+    settings = {"space_sdk": "static"} if kind == "space" else {}
     for wait in (*RETRY_WAITS, None):
         try:
-            repo = api.create_repo(repo_id, private=private, exist_ok=True)
+            repo = api.create_repo(repo_id, private=private, repo_type=kind, exist_ok=True, **settings)
             api.upload_folder(
-                folder_path=folder, repo_id=repo.repo_id, allow_patterns=files, delete_patterns=list(OWN_FILES),
-                commit_message="Upload vit-mnist checkpoint",
+                folder_path=folder, repo_id=repo.repo_id, repo_type=kind, allow_patterns=files,
+                delete_patterns=list(owned), commit_message=f"Upload vit-mnist {MEANING[kind]}",
                 # The Hub rejects (412) a repeated commit whose first answer was lost, since its parent has changed.
-                parent_commit=api.model_info(repo.repo_id).sha,
+                parent_commit=api.repo_info(repo.repo_id, repo_type=kind).sha,
             )  # fmt: skip
             return str(repo)
         except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: of hf_xet
             if wait is None or not _is_temporary(error):
-                raise _explain(error, folder, repo_id) from error
+                raise _explain(error, folder, repo_id, kind) from error
             logger.warning("Pushing to %s failed, trying again in %d s: %s", repo_id, wait, _reason(error))
             time.sleep(wait)
         except ValueError as error:
@@ -94,18 +114,21 @@ def _is_temporary(error: Exception) -> bool:
     return status in (408, 412, 429) or status >= 500
 
 
-def _explain(error: Exception, folder: Path, repo_id: str) -> Exception:
+def _explain(error: Exception, folder: Path, repo_id: str, kind: str) -> Exception:
     """The error for the user: a [`UsageError`] if the user can correct it, an `OSError` for a file of the folder."""
     is_connection = isinstance(error, (HTTPError, ConnectionError, TimeoutError))
     if isinstance(error, OSError) and error.errno is not None and not is_connection:
         return OSError(error.errno, f"Cannot read the folder to push to {repo_id}: {error.strerror}", error.filename)
-    safe = f"The checkpoint in {folder} is complete. To retry, run the same command."
+    safe = f"The {MEANING[kind]} in {folder} is complete. To retry, run the same command."
+    token, repository = {
+        "model": ("pass --hub_token", "--hub_model_id"), "space": ("set HF_TOKEN", "--push_to_hub"),
+    }[kind]  # fmt: skip
     advice = {
-        401: "needs a valid token (401): run `hf auth login` or pass --hub_token",
-        403: "is forbidden (403): pass a repository of yours as --hub_model_id, or a token that may write there",
+        401: f"needs a valid token (401): run `hf auth login` or {token}",
+        403: f"is forbidden (403): pass a repository of yours as {repository}, or a token that may write there",
     }.get(_status(error) or 0)
-    kind, what = (UsageError, advice) if advice else (ConnectionError, f"failed: {_reason(error)}")
-    return kind(f"Pushing to {repo_id} {what}. {safe}")
+    raised, what = (UsageError, advice) if advice else (ConnectionError, f"failed: {_reason(error)}")
+    return raised(f"Pushing to {repo_id} {what}. {safe}")
 
 
 def _reason(error: Exception) -> str:
