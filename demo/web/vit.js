@@ -16,14 +16,16 @@ export function parseSafetensors(buffer) {
   return tensors;
 }
 
-// Abramowitz and Stegun 7.1.26, with an error of at most 1.5e-7.
+/** The error function, by a series whose terms are all positive: exact to about 1e-15. DLMF 7.6.2. */
 function erf(x) {
-  const t = 1 / (1 + 0.3275911 * Math.abs(x));
-  const tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
-  return Math.sign(x) * (1 - tail * Math.exp(-x * x));
+  if (Math.abs(x) > 6) return Math.sign(x);
+  let [sum, term] = [x, x];
+  for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(sum); n++) sum += term *= (2 * x * x) / (2 * n + 1);
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
 }
 
-const gelu = (x) => 0.5 * x * (1 + erf(x / Math.SQRT2));
+/** How much of its input GELU passes on: the normal distribution's share below x. */
+export const geluGate = (x) => 0.5 * (1 + erf(x / Math.SQRT2));
 
 export function softmax(scores) {
   const top = Math.max(...scores);
@@ -82,6 +84,7 @@ export class Vit {
     });
   }
 
+  /** The convolution with stride = kernel size is a linear map of each flattened patch. */
   patches(pixels) {
     const side = this.size / this.patch;
     const rows = [];
@@ -89,60 +92,77 @@ export class Vit {
       for (let left = 0; left < side; left++) {
         const row = [];
         for (let y = 0; y < this.patch; y++)
-          for (let x = 0; x < this.patch; x++) row.push(pixels[(top * this.patch + y) * this.size + left * this.patch + x]);
+          for (let x = 0; x < this.patch; x++)
+            row.push(pixels[(top * this.patch + y) * this.size + left * this.patch + x]);
         rows.push(row);
       }
     return rows;
   }
 
   /** Multi-head self-attention: the new tokens, and per head the weights [from][to]. */
-  attend(tokens, name) {
+  attend(tokens, name, record) {
     const width = tokens[0].length;
     const depth = width / this.heads;
-    const qkv = this.linear(tokens, `${name}.qkv`); // per token: queries, keys, values of all heads
+    const qkv = record(`${name}.qkv`, this.linear(tokens, `${name}.qkv`)); // per token: queries, keys, values
     const attended = tokens.map(() => new Array(width));
-    const maps = [];
-    for (let head = 0; head < this.heads; head++) {
-      const at = head * depth;
-      const map = qkv.map((query) =>
-        softmax(
+    const scores = [];
+    for (let at = 0; at < width; at += depth)
+      scores.push(
+        qkv.map((query) =>
           qkv.map((key) => {
             let score = 0;
-            for (let i = 0; i < depth; i++) score += query[at + i] * key[width + at + i];
+            for (let i = at; i < at + depth; i++) score += query[i] * key[width + i];
             return score / Math.sqrt(depth);
           }),
         ),
       );
+    record(`${name}.scores`, scores); // [head][from][to]
+    const maps = record(`${name}.probabilities`, scores.map((head) => head.map(softmax)));
+    maps.forEach((map, head) =>
       map.forEach((weights, token) => {
-        for (let i = 0; i < depth; i++)
-          attended[token][at + i] = weights.reduce((sum, w, other) => sum + w * qkv[other][2 * width + at + i], 0);
-      });
-      maps.push(map);
-    }
-    return [this.linear(attended, `${name}.proj`), maps];
+        for (let i = head * depth; i < (head + 1) * depth; i++)
+          attended[token][i] = weights.reduce((sum, w, other) => sum + w * qkv[other][2 * width + i], 0);
+      }),
+    );
+    record(`${name}.attended`, attended);
+    return [record(`${name}.proj`, this.linear(attended, `${name}.proj`)), maps];
   }
 
-  /** From size * size normalized pixels to {logits, probabilities, digitScore, attentions[layer][head][from][to]}. */
-  forward(pixels) {
+  /**
+   * From size * size normalized pixels to {logits, probabilities, digitScore, attentions[layer][head][from][to]}.
+   * `record` gets each intermediate array under the name of the module of modeling_vit_mnist.py that returns it; what
+   * no module returns, under its module and the name of its variable. Rows are tokens.
+   */
+  forward(pixels, record = (name, value) => value) {
     const add = (rows, others) => rows.map((row, r) => row.map((x, i) => x + others[r][i]));
+    const linear = (rows, name) => record(name, this.linear(rows, name));
+    const norm = (rows, name) => record(name, this.norm(rows, name));
     const positions = this.data("vit.pos_embed");
-    let tokens = [Array.from(this.data("vit.cls_token")), ...this.embed(pixels)];
-    tokens = tokens.map((row, r) => row.map((x, i) => x + positions[r * row.length + i]));
+    const patches = record("vit.patch_embed", this.linear(this.patches(pixels), "vit.patch_embed.proj"));
+    let tokens = [Array.from(this.data("vit.cls_token")), ...patches];
+    tokens = record("vit.pos_drop", tokens.map((row, r) => row.map((x, i) => x + positions[r * row.length + i])));
     const attentions = [];
     for (let layer = 0; layer < this.layers; layer++) {
       const block = `vit.blocks.${layer}`;
-      const [attended, maps] = this.attend(this.norm(tokens, `${block}.norm1`), `${block}.attn`);
+      const [attended, maps] = this.attend(norm(tokens, `${block}.norm1`), `${block}.attn`, record);
       attentions.push(maps);
-      tokens = add(tokens, attended);
-      const hidden = this.linear(this.norm(tokens, `${block}.norm2`), `${block}.mlp.fc1`);
-      tokens = add(tokens, this.linear(hidden.map((row) => row.map(gelu)), `${block}.mlp.fc2`));
+      tokens = record(`${block}.hidden_states`, add(tokens, attended));
+      const hidden = linear(norm(tokens, `${block}.norm2`), `${block}.mlp.fc1`);
+      const active = record(`${block}.mlp.act`, hidden.map((row) => row.map((x) => x * geluGate(x))));
+      tokens = record(block, add(tokens, linear(active, `${block}.mlp.fc2`)));
     }
-    const [logits] = this.linear(this.norm(tokens.slice(0, 1), "vit.norm"), "head");
-    return { logits, probabilities: softmax(logits), digitScore: digitScore(logits), attentions };
+    const [logits] = linear(norm(tokens.slice(0, 1), "vit.norm"), "head"); // the head reads only the CLS token
+    const probabilities = softmax(logits);
+    record("probabilities", [probabilities]);
+    return { logits, probabilities, digitScore: digitScore(logits), attentions };
   }
 
-  /** The convolution with stride = kernel size is a linear map of each flattened patch. */
-  embed(pixels) {
-    return this.linear(this.patches(pixels), "vit.patch_embed.proj");
+  /** The result of `forward`, and all that it recorded: name to array of numbers. */
+  trace(pixels) {
+    const { size } = this;
+    const rows = Array.from({ length: size }, (_, y) => Array.from(pixels).slice(y * size, (y + 1) * size));
+    const values = { pixel_values: rows };
+    const result = this.forward(pixels, (name, value) => (values[name] = value));
+    return { result, values };
   }
 }
