@@ -80,14 +80,15 @@ def visualize() -> None:
     """Show the data, the network, its attention, its training, its mistakes, and how digits are framed."""
     from .data.arguments import DataArguments
     from .inference.arguments import VisualizeArguments
-    from .inference.visualize import VIEWS
+    from .inference.subject import Subject
+    from .inference.visualize import VIEWS, show
 
     parser = RecipeParser([VisualizeArguments, DataArguments], description=visualize.__doc__)
     parser.add_argument("view", choices=VIEWS, help="What to show.")
     args, data_args, chosen = parser.parse(sys.argv[1:])
     parser.warn_unused(args.used_flags(chosen.view), f"The view {chosen.view!r}")
     with default_model(args, parser) if "model" in args.used_flags(chosen.view) else nullcontext():
-        VIEWS[chosen.view](args, data_args)
+        show(chosen.view, Subject(args, data_args))
 
 
 def export() -> None:

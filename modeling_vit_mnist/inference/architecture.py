@@ -3,36 +3,56 @@
 import torch
 from torch import nn
 
+from ..configuration_vit_mnist import VitMnistConfig
 from ..modeling_vit_mnist import VitMnistForImageClassification
 
-# The sizes of each parameter, by the end of its name.
+# Where the count of each parameter comes from, by the end of its name. d: hidden_size.
 SIZES = {
-    "cls_token": "1 x 1 x hidden_size",
-    "pos_embed": "1 x (1 + num_patches) x hidden_size",
-    "patch_embed.proj.weight": "hidden_size x num_channels x patch_size x patch_size",
-    "attn.qkv.weight": "(q, k, v) 3 * hidden_size x hidden_size",
-    "attn.qkv.bias": "(q, k, v) 3 * hidden_size",
-    "attn.proj.weight": "hidden_size x hidden_size",
-    "mlp.fc1.weight": "intermediate_size x hidden_size",
+    "cls_token": "d",
+    "pos_embed": "(1 + num_patches) * d",
+    "patch_embed.proj.weight": "d * num_channels * patch_size^2",
+    "attn.qkv.weight": "(q, k, v) 3 * d * d",
+    "attn.qkv.bias": "(q, k, v) 3 * d",
+    "attn.proj.weight": "d * d",
+    "mlp.fc1.weight": "intermediate_size * d",
     "mlp.fc1.bias": "intermediate_size",
-    "mlp.fc2.weight": "hidden_size x intermediate_size",
-    "head.weight": "num_labels x hidden_size",
+    "mlp.fc2.weight": "d * intermediate_size",
+    "head.weight": "num_labels * d",
     "head.bias": "num_labels",
-    "": "hidden_size",
+    "": "d",
 }
 
 
 def parameter_table(model: VitMnistForImageClassification) -> str:
-    """A line per parameter, with name, shape, count and meaning of its sizes, and the total."""
-    rows = [("parameter", "shape", "count", "where the count comes from")]
+    """A line of up to 80 characters per parameter, with name, shape, count and where the count comes from, and the
+    total. All names but those of the head begin with "vit.", which is left out."""
+    rows = [("parameter", "shape", "count", f"= (d = hidden_size = {model.config.hidden_size})")]
     for name, parameter in model.named_parameters():
         meaning = next(meaning for end, meaning in SIZES.items() if name.endswith(end))
-        rows.append((name, " x ".join(map(str, parameter.shape)), f"{parameter.numel():,}", meaning))
+        shape = "x".join(map(str, parameter.shape))
+        rows.append((name.removeprefix("vit."), shape, f"{parameter.numel():,}", meaning))
     rows.append(("total", "", f"{model.num_parameters():,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{n:<{widths[0]}}  {s:<{widths[1]}}  {c:>{widths[2]}}  {m}".rstrip() for n, s, c, m in rows]
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def parameter_budget(config: VitMnistConfig) -> dict[str, dict[str, int]]:
+    """The number of parameters of each part of a network and of its parts, in the order of the forward pass."""
+    with torch.device("meta"):  # counts without memory
+        model = VitMnistForImageClassification(config)
+    parts = {"patch_embed": "patch embedding", "cls_token": "CLS token", "pos_embed": "positions"}
+    kinds = {"norm1": "LayerNorms", "norm2": "LayerNorms", "attn": "attention", "mlp": "MLP"}
+    budget: dict[str, dict[str, int]] = {part: {} for part in parts.values()}
+    for name, parameter in model.named_parameters():
+        first, *rest = name.removeprefix("vit.").split(".")
+        part, kind = parts.get(first, {"norm": "LayerNorm", "head": "head"}.get(first, "")), ""
+        if first == "blocks":
+            part, kind = f"block {int(rest[0]) + 1}", kinds[rest[1]]
+        counts = budget.setdefault(part, {})
+        counts[kind] = counts.get(kind, 0) + parameter.numel()
+    return budget
 
 
 @torch.no_grad()

@@ -87,9 +87,11 @@ class InferenceArguments(_ModelChoice):
 class VisualizeArguments(_ModelChoice):
     """Which model and images to show, and where to write the pictures."""
 
-    index: list[int] = arg([0, 1, 2, 3, 4, 18], "Images of the split whose attention is shown.", nargs="+")
+    index: list[int] = arg([0, 1, 2, 3, 4, 18], "Images of the split that are shown.", nargs="+")
     image: list[str] = arg([], f"Image files, folders or globs whose framing is shown, up to {MAX_FRAMED}.", nargs="+")
-    output_dir: str = arg("outputs/figures", "Folder of the pictures.")
+    output_dir: str = arg("outputs/figures", "Folder of the figures.")
+    format: str = arg("png", "Format of the figures.", choices=["png", "svg"])
+    dark: bool = arg(False, "Draw for a dark background, to a file whose name ends in -dark.")
     batch_size: int = arg(64, "Images in the batch whose shapes are shown.")
 
     def __post_init__(self):
@@ -100,14 +102,22 @@ class VisualizeArguments(_ModelChoice):
 
     def used_flags(self, view: str) -> set[str]:
         """The flags that a view uses."""
-        on_a_split = {"model", "split", "device", "output_dir", *_data_flags(self.split)}
+        figure = {"output_dir", "format", "dark"}
+        on_a_split = {"model", "split", "device", *_data_flags(self.split)}
+        of_images = {"index", *on_a_split, *figure}
         return {
-            "data": {"output_dir", "batch_size", *_data_flags()},
-            "model": {"model", "batch_size"},
-            "attention": {"index", *on_a_split},
-            "training": {"model", "output_dir"},
-            "mistakes": on_a_split,
-            "framing": {"model", "image", "output_dir", "skip_bad_images", "max_pixels"},
+            "data": {"batch_size", *_data_flags(), *figure},
+            "model": {"model", "device", "batch_size"},
+            "training": {"model", *figure},
+            "warps": {"model", "index", *_data_flags("train"), *figure},
+            "framing": {"model", "image", "skip_bad_images", "max_pixels", *figure},
+            "report": {"index", "output_dir", *on_a_split},
+            **{name: {"model", *figure} for name in ("architecture", "parameters", "positions")},
+            "patches": of_images,
+            "filters": of_images,
+            "attention": of_images,
+            "rollout": of_images,
+            **{name: {*on_a_split, *figure} for name in ("mistakes", "calibration")},
         }[view]
 
 

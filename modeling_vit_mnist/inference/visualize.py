@@ -1,42 +1,42 @@
-"""The views of `run_visualize.py`. Each prints a text and, except `model`, draws a picture."""
+"""The views of `run_visualize.py`. Each prints which checkpoint and data it shows and, except `model`, draws a
+figure."""
 
-import json
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..checkpoints.folder import load_checkpoint
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable
-from ..cli.inputs import read_text
-from ..data.arguments import DataArguments
+from ..data.augmentation import AugmentationArguments, draw_warps, warp_images
 from ..data.splits import load_images
 from ..deskewing_vit_mnist import deskew
 from ..framing_vit_mnist import Framing, frame_digit
 from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
-from . import plots
+from . import plots, plots_network, plots_results
+from .analysis import attention_rollout, calibration, position_similarity
 from .architecture import parameter_table, stage_shapes
-from .arguments import MAX_FRAMED, VisualizeArguments
-from .classes import class_names, describe_accuracy, match_classes
+from .arguments import MAX_FRAMED
+from .classes import describe_accuracy
 from .images import find_images, read_images
-from .predict import check_finite, check_output, choose_device, predict
+from .plots_architecture import plot_architecture
+from .predict import check_output
+from .subject import Subject
 
-MEASURED = ("loss", "eval_loss", "eval_accuracy")  # what `history.json` holds of an epoch
-
-
-def _picture(args: VisualizeArguments, name: str) -> Path:
-    check_writable(Path(args.output_dir))
-    return Path(args.output_dir) / name
+WARPED_EPOCHS = 7  # shown of each training image
 
 
-def view_data(args: VisualizeArguments, data_args: DataArguments) -> None:
-    """Summary, mean and standard deviation, batch shapes; a picture of digits and class balance."""
-    picture = _picture(args, "data.png")
+def _say_written(target: dict) -> None:
+    print(f"Wrote {printable(str(target['path']))}")
+
+
+def view_data(subject: Subject) -> None:
+    """Summary, mean and standard deviation, batch shapes; a figure of images and class balance."""
+    args = subject.args
     processor = VitMnistImageProcessor()
-    datasets = load_images(data_args, processor)
+    datasets = load_images(subject.data_args, processor)
     train = datasets["train"]
+    target = subject.target("data", f"{train.source}: training and validation images.")
     images = torch.cat([train.images, datasets["validation"].images])
     labels = torch.cat([train.labels, datasets["validation"].labels])
     pixels = images.double() / 255
@@ -51,82 +51,169 @@ def view_data(args: VisualizeArguments, data_args: DataArguments) -> None:
     print(f"    Std:     {pixels.std(unbiased=False):.4f} measured on train, {processor.image_std[0]:.4f} used")
     batch = next(iter(torch.utils.data.DataLoader(train, args.batch_size, collate_fn=train.collate)))
     print(f"Batch: images {list(batch['pixel_values'].shape)}, labels {list(batch['labels'].shape)}")
-    plots.plot_data(images, labels, train.names, picture)
-    print(printable(f"Wrote {picture}"))
+    plots.plot_data(images, labels, train.names, **target)
+    _say_written(target)
 
 
-def view_model(args: VisualizeArguments, data_args: DataArguments) -> None:
+def view_model(subject: Subject) -> None:
     """The parameter table, and the shape after every stage for one batch."""
-    model, processor = load_checkpoint(args.model)
-    model.eval()
-    print(parameter_table(model))
+    model, processor = subject.checkpoint
+    print(f"\n{parameter_table(model)}")
     size = model.config.image_size
-    images = torch.zeros(args.batch_size, size, size, dtype=torch.uint8)
-    print(f"\nForward pass of a batch of {args.batch_size}:")
-    for name, shape in stage_shapes(model, processor.rescale_and_normalize(images)):
+    images = torch.zeros(subject.args.batch_size, size, size, dtype=torch.uint8)
+    print(f"\nForward pass of a batch of {subject.args.batch_size}:")
+    pixel_values = processor.rescale_and_normalize(images).to(model.device)
+    for name, shape in stage_shapes(model, pixel_values):
         print(f"    {name:<44} {list(shape)}")
 
 
-def view_attention(args: VisualizeArguments, data_args: DataArguments) -> None:
-    """The attention of the CLS token to each patch, per layer and head."""
-    picture = _picture(args, "attention.png")
-    model, processor = load_checkpoint(args.model, attn_implementation="eager")  # the only one that returns attentions
-    model.to(choose_device(args.device)).eval()
-    dataset = load_images(data_args, processor, [args.split])[args.split]
-    if outside := [index for index in args.index if not 0 <= index < len(dataset)]:
-        raise UsageError(f"--index must lie in 0 to {len(dataset) - 1}, got {outside[0]}.")
-    dataset = dataset.select(torch.tensor(args.index))
-    pixel_values = processor.rescale_and_normalize(dataset.images).to(model.device)
-    with torch.inference_mode():
-        outputs = model(pixel_values, output_attentions=True)
-    check_finite(outputs.logits, lambda row: f"image {args.index[row]}")
-    names = class_names(model)
-    predictions = [names[label] for label in outputs.logits.argmax(1).tolist()]
-    attentions = tuple(attention.cpu() for attention in outputs.attentions)
-    plots.plot_attention(dataset.images, attentions, predictions, picture)
-    print(printable(f"Wrote {picture}"))
+def view_architecture(subject: Subject) -> None:
+    """The network, drawn from its config."""
+    target = subject.target("architecture", f"{subject.name}. Shapes are those of one image.")
+    plot_architecture(subject.model.config, **target)
+    _say_written(target)
 
 
-def view_training(args: VisualizeArguments, data_args: DataArguments) -> None:
-    """Loss, accuracy and learning rate of the run that made a checkpoint folder."""
-    picture = _picture(args, "training.png")
-    record = Path(args.model) / "history.json"
+def view_parameters(subject: Subject) -> None:
+    """Where the parameters are."""
+    target = subject.target("parameters", f"{subject.name}.")
+    plots_network.plot_parameters(subject.model.config, **target)
+    _say_written(target)
+
+
+def view_patches(subject: Subject) -> None:
+    """An image, cut into patches, and its tokens: the first that `--index` names."""
+    model = subject.model
+    caption = (
+        f"{subject.name}, image {subject.args.index[0]} of the {subject.data}. Each filter of the patch embedding "
+        "gives one number per patch. The positions are added later."
+    )
+    target = subject.target("patches", caption)
+    plots_network.plot_patches(subject.chosen.images[0], subject.tokens[0], model.config.patch_size, **target)
+    _say_written(target)
+
+
+def view_filters(subject: Subject) -> None:
+    """The filters of the patch embedding, and their responses to images."""
+    caption = f"{subject.name}, {subject.data}. Above, the weights of a filter; below, its response to each patch."
+    if subject.model.config.hidden_size > plots_network.MAX_FILTERS:
+        caption += f" The first {plots_network.MAX_FILTERS} of {subject.model.config.hidden_size} filters."
+    target = subject.target("filters", caption)
+    plots_network.plot_filters(subject.model, subject.chosen.images, subject.tokens, **target)
+    _say_written(target)
+
+
+def view_positions(subject: Subject) -> None:
+    """How similar the position embeddings are."""
+    caption = f"{subject.name}. Each map compares the framed patch's position embedding with those of all patches."
+    target = subject.target("positions", caption)
+    plots_network.plot_positions(position_similarity(subject.model).cpu(), **target)
+    _say_written(target)
+
+
+def view_attention(subject: Subject) -> None:
+    """The attention of the CLS token to each patch and to itself, per layer and head."""
+    attentions, predictions = subject.attentions
+    caption = (
+        f"{subject.name}, {subject.data}. Attention of the CLS token to each patch and, in the bar below, to itself. "
+        "One scale for all maps: the color follows the square root, so that small values show."
+    )
+    target = subject.target("attention", caption)
+    plots_network.plot_attention(subject.chosen.images, attentions, predictions, **target)
+    _say_written(target)
+
+
+def view_rollout(subject: Subject) -> None:
+    """Attention of the CLS token per layer, beside its rollout through all layers."""
+    attentions, predictions = subject.attentions
+    least = 0.5 ** len(attentions)
+    caption = (
+        f"{subject.name}, {subject.data}. Mean of the heads per layer, and their rollout through all layers (Abnar "
+        "and Zuidema, 2020), on one scale. In a rollout, half of each layer is the residual connection, which passes "
+        f"each token on: so CLS keeps at least {least:.0%} of itself."
+    )
+    target = subject.target("rollout", caption)
+    rollout = attention_rollout(attentions)
+    plots_network.plot_rollout(subject.chosen.images, attentions, rollout, predictions, **target)
+    _say_written(target)
+
+
+def view_warps(subject: Subject) -> None:
+    """Training images as the run of the checkpoint augmented them, in its first epochs."""
+    args, run = subject.args, subject.run
+    known = AugmentationArguments.__dataclass_fields__
     try:
-        history = json.loads(read_text(record))["log_history"]
-        measured = [entry.get(name) for entry in history for name in MEASURED if math.isfinite(entry.get("epoch", 0))]
-        has_values = any(math.isfinite(value) for value in measured if value is not None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{args.model} holds no record of its training: cannot read {record.name}.") from error
-    if not has_values:
-        raise UsageError(f"{args.model} holds no record of its training: {record.name} has no loss and no accuracy.")
-    plots.plot_training(history, picture)
-    print(printable(f"Wrote {picture}"))
+        settings = {name: value for name, value in run.get("augmentation", {}).items() if name in known}
+        augmentation, seed = AugmentationArguments(**settings), int(run["training"]["seed"])
+        added = augmentation.num_photographs + augmentation.num_drawn_digits + augmentation.num_outliers
+        total = int(run["data"]["train"]) + added
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{args.model} holds no record of its training: cannot read run.json.") from error
+    limits = {
+        "max_translate": "shift up to {:g} pixels", "max_rotation": "rotation {:g}°",
+        "max_scale_jitter": "scale {:.0%}",
+        "max_shear": "shear {:g}°", "elastic_std": "elastic {:g} pixels",
+    }  # fmt: skip
+    words = [text.format(settings[name]) for name, text in limits.items() if settings.get(name)]
+    if not words:
+        raise UsageError(f"{args.model} was trained without augmentation: choose another --model.")
+    train = load_images(subject.data_args, subject.processor, ["train"])["train"]
+    if outside := [index for index in args.index if not 0 <= index < len(train)]:
+        raise UsageError(f"--index must lie in 0 to {len(train) - 1}, got {outside[0]}.")
+    chosen = torch.tensor(args.index)
+    images, total = train.images[chosen], max(total, len(train))
+    drawn = [draw_warps(augmentation, total, (seed, epoch)) for epoch in range(WARPED_EPOCHS)]
+    warped = [warp_images(images, **{name: draws[chosen] for name, draws in warps.items()}) for warps in drawn]
+    caption = (
+        f"{subject.name}, training images of {train.source}, as augmented in the first epochs: {', '.join(words)}."
+    )
+    print(printable(f"Data: {len(train):,} training images of {train.source}"))
+    print(f"Augmentation: {', '.join(words)}")
+    target = subject.target("warps", caption)
+    plots.plot_warps(images, torch.stack(warped, 1), [*range(1, 1 + WARPED_EPOCHS)], **target)
+    _say_written(target)
 
 
-def view_mistakes(args: VisualizeArguments, data_args: DataArguments) -> None:
+def view_training(subject: Subject) -> None:
+    """Loss, accuracy and learning rate of the run that made a checkpoint folder."""
+    history, run = subject.history, subject.run
+    data = f", trained on {run['data'].get('source')}" if run else ""
+    print(printable(f"Checkpoint: {subject.args.model}{data}"))
+    target = subject.target("training", f"{subject.name}{data}.")
+    plots_results.plot_training(history, run=run, **target)
+    _say_written(target)
+
+
+def view_mistakes(subject: Subject) -> None:
     """Confusion matrix and most confident errors."""
-    picture = _picture(args, "mistakes.png")
-    model, processor = load_checkpoint(args.model)
-    model.to(choose_device(args.device))
-    dataset = load_images(data_args, processor, [args.split])[args.split]
-    numbers, names = match_classes(dataset.names, class_names(model))
-    labels = numbers[dataset.labels]
-    probabilities = predict(model, processor, dataset.images).softmax(-1)
-    what = printable(f"{args.split} images of {dataset.source}")
-    print(describe_accuracy(probabilities.argmax(1), labels, names, model.config.num_labels, what))
-    plots.plot_mistakes(dataset.images, labels, probabilities, names, picture)
-    print(printable(f"Wrote {picture}"))
+    labels, names = subject.labels
+    probabilities, what = subject.probabilities, printable(subject.data)
+    print(describe_accuracy(probabilities.argmax(1), labels, names, subject.model.config.num_labels, what))
+    target = subject.target("mistakes", f"{subject.name}, {subject.data}.")
+    plots_results.plot_mistakes(subject.dataset.images, labels, probabilities, names, **target)
+    _say_written(target)
 
 
-def view_framing(args: VisualizeArguments, data_args: DataArguments) -> None:
-    """How `do_frame` finds the digit in image files: the ink, the digit and its frame; upright, if the checkpoint
-    deskews."""
+def view_calibration(subject: Subject) -> None:
+    """Whether the probabilities are right as often as they say."""
+    labels, _ = subject.labels
+    found = calibration(subject.probabilities, labels)
+    print(f"Expected calibration error: {found.error:.4f} ({len(labels):,} images, {len(found.counts)} bins)")
+    target = subject.target("calibration", f"{subject.name}, {len(labels):,} {subject.data}.")
+    plots_results.plot_calibration(found, **target)
+    _say_written(target)
+
+
+def view_framing(subject: Subject) -> None:
+    """How `do_frame` finds the digit in image files, step by step: the ink, the digit in its box and its frame;
+    deskewed, if the checkpoint deskews."""
+    args, data_args = subject.args, subject.data_args
     files = find_images(args.image)
     if not 1 <= len(files) <= MAX_FRAMED:
         raise UsageError(f"The view 'framing' takes 1 to {MAX_FRAMED} images, got {len(files)}: pass --image FILE.")
-    path = Path(args.output_dir) / "framing.png"
-    check_output(path, files)
-    processor = load_checkpoint(args.model)[1]
+    target = subject.target("framing", f"Framed by the processor of {subject.name}.")
+    check_output(target["path"], files)
+    processor = subject.processor
     processor.max_pixels = data_args.max_pixels
     files = read_images(files, processor, data_args.skip_bad_images)[1]
     pictures = [open_image(file, processor.max_pixels) for file in files]
@@ -139,8 +226,8 @@ def view_framing(args: VisualizeArguments, data_args: DataArguments) -> None:
     for file, description in zip(files, descriptions, strict=True):
         print(f"{printable(str(file))}: {description}")
     upright = [deskew(found.image) for found in framings] if processor.do_deskew else []
-    plots.plot_framing([file.name for file in files], pictures, framings, descriptions, path, upright)
-    print(f"Wrote {printable(str(path))}")
+    plots.plot_framing([file.name for file in files], pictures, framings, descriptions, upright=upright, **target)
+    _say_written(target)
 
 
 def describe_framing(found: Framing) -> str:
@@ -155,6 +242,15 @@ def describe_framing(found: Framing) -> str:
 
 
 VIEWS = {
-    "data": view_data, "model": view_model, "attention": view_attention, "training": view_training,
-    "mistakes": view_mistakes, "framing": view_framing,
+    "data": view_data, "model": view_model, "architecture": view_architecture, "parameters": view_parameters,
+    "patches": view_patches, "filters": view_filters, "positions": view_positions, "attention": view_attention,
+    "rollout": view_rollout, "warps": view_warps, "training": view_training, "mistakes": view_mistakes,
+    "calibration": view_calibration, "framing": view_framing,
 }  # fmt: skip
+
+
+def show(view: str, subject: Subject) -> None:
+    """Show one of [`VIEWS`]. Raises [`UsageError`] before the work if its figure cannot be written."""
+    if view != "model":
+        check_writable(Path(subject.args.output_dir))
+    VIEWS[view](subject)

@@ -1,0 +1,168 @@
+"""Figures of a run and its results: training curves, mistakes, calibration. `plot_*` functions write the PNG or SVG
+file `path`, with `caption` below the figure."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
+
+from ..cli.errors import printable
+from .analysis import Calibration, count_warmup, learning_rates
+from .style import LIGHT, WIDTH, Style
+
+
+def _series(history: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of what a history holds of them. Values that are `None` or not finite are NaN."""
+    points = {entry["epoch"]: entry[name] for entry in history if name in entry and "epoch" in entry}
+    values = np.array([*points.values()], float)
+    return np.array([*points], float), np.where(np.isfinite(values), values, np.nan)
+
+
+def plot_training(
+    history: list[dict], path: Path, caption: str = "", style: Style = LIGHT, run: dict[str, Any] | None = None
+) -> None:
+    """Loss, accuracy and learning rate over the epochs of a run, from `log_history` of Trainer. Values that are `None`
+    or not finite leave a gap. `run`, the content of `run.json`, adds the learning rate of each step with the warmup
+    enlarged, and the epoch in which augmentation ends."""
+    run = run or {}
+    with style.figure(path, WIDTH, 7, caption) as figure:
+        loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1, 1))
+        loss.plot(*_series(history, "loss"), color=style.orange, label="training images, augmented")
+        loss.plot(*_series(history, "eval_loss"), color=style.blue, label="validation images, not augmented")
+        if not run.get("augmentation"):
+            loss.lines[0].set_label("training images")
+            loss.lines[1].set_label("validation images")
+        loss.set_title("Cross-entropy", loc="left")
+        loss.set_yscale("log")
+        loss.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        loss.yaxis.set_minor_formatter(NullFormatter())
+        loss.legend(fontsize=9.5)
+        epochs, values = _series(history, "eval_accuracy")
+        accuracy.plot(epochs, values, color=style.blue)
+        if np.isfinite(values).any():
+            best = int(np.nanargmax(values))
+            accuracy.plot(epochs[best], values[best], "o", color=style.red, markersize=5)
+            text = f"best {values[best]:.2%}, epoch {epochs[best]:g}"
+            box = {"facecolor": style.paper, "edgecolor": "none", "pad": 2}
+            accuracy.text(0.97, 0.07, text, transform=accuracy.transAxes, ha="right", color=style.red, bbox=box)
+            accuracy.set_ylim(max(0, min(1, np.nanquantile(values, 0.1)) - 0.02), np.nanmax(values) + 0.01)
+        accuracy.set_title("Validation accuracy", loc="left")
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        logged = _series(history, "learning_rate")
+        rate.plot(*logged, color=style.blue)
+        rate.set_title("Learning rate", loc="left")
+        rate.set(xlabel="epoch", ylim=(0, None))
+        _mark_augmentation((loss, accuracy), history, run, style)
+        _show_warmup(rate, history, run, style)
+
+
+def _mark_augmentation(axes: tuple[plt.Axes, ...], history: list[dict], run: dict[str, Any], style: Style) -> None:
+    """Say why the training loss drops where augmentation ends."""
+    until = run.get("augmentation", {}).get("augment_until", 1)
+    last = max(_series(history, "epoch")[0], default=0)
+    if until >= 1 or not last:
+        return
+    for axis in axes:
+        axis.axvline(until * last, color=style.muted, lw=1, ls=(0, (4, 3)), zorder=1)
+    text = f"after epoch {until * last:g}, training images\nare not augmented: they are\neasier, their loss is lower"
+    place = {"ha": "right", "va": "center", "color": style.muted, "fontsize": 9.5}
+    axes[0].text((until - 0.02) * last, 0.52, text, transform=axes[0].get_xaxis_transform(), **place)
+
+
+def _show_warmup(axis: plt.Axes, history: list[dict], run: dict[str, Any], style: Style) -> None:
+    """Enlarge the steps of the warmup, which are a few of many."""
+    training = run.get("training", {})
+    steps = max((entry["step"] for entry in history if "step" in entry), default=0)
+    last = max(_series(history, "epoch")[0], default=0)
+    rates = learning_rates(training, steps) if steps and last and "learning_rate" in training else None
+    warmup = count_warmup(training, steps) if rates else 0
+    if not warmup:
+        return
+    epochs = np.arange(1 + steps) * last / steps
+    axis.lines[0].set_data(epochs, rates)
+    axis.relim()
+    axis.autoscale_view()
+    axis.axvspan(0, epochs[warmup], color=style.orange, alpha=0.35, lw=0)
+    inset = axis.inset_axes((0.6, 0.42, 0.38, 0.5))
+    shown = min(4 * warmup, steps) + 1
+    inset.plot(range(shown), rates[:shown], color=style.blue)
+    inset.axvspan(0, warmup, color=style.orange, alpha=0.35, lw=0)
+    inset.set(ylim=(0, None), xlim=(0, shown - 1), yticks=[], xlabel="step")
+    inset.set_title(f"warmup: {warmup:,} steps", fontsize=9.5, fontweight="normal", pad=3)
+    inset.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    inset.tick_params(labelsize=9)
+
+
+def plot_mistakes(
+    images: torch.Tensor, labels: torch.Tensor, probabilities: torch.Tensor, names: list[str], path: Path,
+    caption: str = "", style: Style = LIGHT,
+) -> None:  # fmt: skip
+    """The confusion matrix in percent of each label, and the most confident errors, from `images` of shape
+    `(n, height, width)`, uint8, `labels` of shape `(n,)`, and `probabilities` of shape `(n, classes)`. `names` are
+    those of the classes, followed by those of labels that are no class of the model, which get a row and no column."""
+    from sklearn.metrics import confusion_matrix
+
+    confidence, predictions = probabilities.max(1)
+    names = [*map(printable, names)]
+    confusion = confusion_matrix(labels, predictions, labels=range(len(names)))[:, : probabilities.shape[1]]
+    totals = labels.bincount(minlength=len(names)).numpy()
+    rates = confusion / np.maximum(totals, 1)[:, None]
+    wrong = (predictions != labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True)][:18]
+    columns, lines = 6, -(-len(worst) // 6)
+    width = max(WIDTH, 0.42 * len(names) + 1)
+    heights = (0.38 * len(names) + 1.05, 1.35 * max(lines, 1) + 0.3)
+    with style.figure(path, width, sum(heights), caption) as figure:
+        top, below = figure.subfigures(2, 1, height_ratios=heights)
+        axis = top.subplots()
+        errors = rates.copy()
+        np.fill_diagonal(errors, 0)
+        color = axis.imshow(errors, cmap=style.sequential, vmax=max(errors.max() * 1.3, 1e-3), aspect="auto")
+        for row, column in np.argwhere(confusion):
+            is_right = row == column
+            options = {"color": style.muted} if is_right else {"color": style.on(color.to_rgba(errors[row, column]))}
+            text = f"{100 * rates[row, column]:.1f}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=9, **options)
+        classes = names[: confusion.shape[1]]
+        title = f"{len(wrong) / len(labels):.2%} wrong: {len(wrong):,} of {len(labels):,} images"
+        axis.set_title(title)
+        axis.set(xlabel="predicted, % of the label's images", ylabel="label (images)")
+        axis.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 4 else 90)
+        axis.set_yticks(range(len(names)), [f"{name} ({n:,})" for name, n in zip(names, totals.tolist(), strict=True)])
+        axis.tick_params(length=0)
+        below.suptitle("Most confident errors: predicted, not the label", fontweight="bold", fontsize=10.5)
+        axes = below.subplots(max(lines, 1), columns, squeeze=False).flatten()
+        style.fill(axes, images[worst])
+        for axis, index in zip(axes, worst.tolist(), strict=False):
+            title = f"{names[predictions[index]]}, not {names[labels[index]]}"
+            axis.set_title(title, fontsize=9.5, fontweight="normal", color=style.red, pad=3)
+            axis.set_xlabel(f"{confidence[index]:.0%}", **style.small)
+
+
+def plot_calibration(found: Calibration, path: Path, caption: str = "", style: Style = LIGHT) -> None:
+    """The reliability diagram: accuracy and mean probability of the images in each bin, and how many they are."""
+    bins, has_any = len(found.counts), found.counts.numpy() > 0
+    centers, counts = ((np.arange(bins) + 0.5) / bins)[has_any], found.counts.numpy()[has_any]
+    with style.figure(path, WIDTH, 4.8, caption) as figure:
+        diagram, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        diagram.plot((0, 1), (0, 1), color=style.muted, lw=1, ls=(0, (4, 3)), label="perfect calibration")
+        diagram.bar(centers, found.accuracy[has_any], 0.92 / bins, color=style.blue, label="accuracy")
+        options = {"color": style.orange, "ls": "", "marker": "_", "markersize": 15, "markeredgewidth": 3}
+        diagram.plot(centers, found.confidence[has_any], label="mean probability", **options)
+        diagram.set(xlim=(0, 1), ylim=(0, 1.03))
+        diagram.set_title(f"Expected calibration error: {found.error:.4f}")
+        diagram.legend(loc="upper left", fontsize=9.5)
+        diagram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        histogram.bar(centers, counts, 0.92 / bins, color=style.muted)
+        for center, count in zip(centers, counts.tolist(), strict=True):
+            place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+            histogram.annotate(f"{count:,}", (center, count), annotation_clip=False, **place)
+        histogram.set_yscale("log")
+        histogram.set(ylim=(0.5, counts.max() * 8), xlabel="probability of the predicted class")
+        histogram.yaxis.set_major_locator(NullLocator())
+        histogram.yaxis.set_minor_locator(NullLocator())
+        histogram.set_ylabel(f"{counts.sum():,} images")
+        histogram.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
