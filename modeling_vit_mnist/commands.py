@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,8 +57,15 @@ def train() -> None:
     if not names_start and decide(args, is_sample, data_args):
         if args.process_index == 0:
             print("Recipe: configs/sample.yaml, for the bundled sample (--recipe chooses another)")
-        arguments = parse_arguments(["--recipe=configs/sample.yaml", *argv])
+        arguments = _, data_args, _, args = parse_arguments(["--recipe=configs/sample.yaml", *argv])
+    if args.report:  # imported before the work, for it needs matplotlib
+        from .inference.arguments import VisualizeArguments
+        from .inference.report import write_report
+        from .inference.subject import Subject
     train(*arguments)
+    if args.report and args.process_index == 0:
+        shown = VisualizeArguments(model=args.output_dir, device="cpu" if args.use_cpu else None)
+        write_report(Subject(shown, data_args), Path(args.output_dir))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # otherwise torch can abort at shutdown
 
@@ -80,15 +88,20 @@ def visualize() -> None:
     """Show the data, the network, its attention, its training, its mistakes, and how digits are framed."""
     from .data.arguments import DataArguments
     from .inference.arguments import VisualizeArguments
+    from .inference.report import write_report
     from .inference.subject import Subject
     from .inference.visualize import VIEWS, show
 
     parser = RecipeParser([VisualizeArguments, DataArguments], description=visualize.__doc__)
-    parser.add_argument("view", choices=VIEWS, help="What to show.")
+    parser.add_argument("view", choices=[*VIEWS, "report"], help="What to show; report: a page of a finished run.")
     args, data_args, chosen = parser.parse(sys.argv[1:])
     parser.warn_unused(args.used_flags(chosen.view), f"The view {chosen.view!r}")
     with default_model(args, parser) if "model" in args.used_flags(chosen.view) else nullcontext():
-        show(chosen.view, Subject(args, data_args))
+        subject = Subject(args, data_args)
+        if chosen.view == "report":
+            write_report(subject, Path(args.output_dir))
+        else:
+            show(chosen.view, subject)
 
 
 def export() -> None:

@@ -1,6 +1,7 @@
 """Every view prints its facts and draws a picture."""
 
 import json
+import shutil
 import sys
 from contextlib import contextmanager
 
@@ -13,11 +14,24 @@ import torch
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor, inference
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint, save_checkpoint
+from modeling_vit_mnist.data.arguments import DataArguments
+from modeling_vit_mnist.data.augmentation import AugmentationArguments, AugmentedDataset
+from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.deskewing_vit_mnist import deskew
-from modeling_vit_mnist.inference import plots
-from modeling_vit_mnist.inference.architecture import parameter_table
+from modeling_vit_mnist.inference import plots, plots_network, plots_results
+from modeling_vit_mnist.inference.analysis import (
+    attention_rollout,
+    calibration,
+    count_warmup,
+    learning_rates,
+    position_similarity,
+)
+from modeling_vit_mnist.inference.architecture import parameter_budget, parameter_table
+from modeling_vit_mnist.inference.plots_architecture import plot_architecture
+from modeling_vit_mnist.inference.style import DARK, LIGHT, Style
+from modeling_vit_mnist.training.metrics import expected_calibration_error
 
-from .conftest import SAMPLE
+from .conftest import ROOT, SAMPLE, TINY
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +64,51 @@ def assert_has_picture(done, path):
     assert done.code == 0, done.err
     assert f"Wrote {path}" in done.out
     image = PIL.Image.open(path)
-    assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
+    assert image.width > 800 and len(image.convert("L").getcolors()) > 20
 
 
-@pytest.mark.parametrize("name", ["attention", "training", "mistakes"])
-def test_pictures(view, name, tmp_path):
-    assert_has_picture(view(name), tmp_path / "pictures" / f"{name}.png")
+IMAGE_VIEWS = ("patches", "filters", "attention", "rollout", "mistakes", "calibration")
+
+
+@pytest.mark.parametrize("name", ["architecture", "parameters", "positions", *IMAGE_VIEWS])
+def test_figures_say_what_they_show(view, drawn_captions, checkpoint, name, tmp_path):
+    """On the screen, and in the figure, without a path."""
+    done = view(name)
+    assert_has_picture(done, tmp_path / "pictures" / f"{name}.png")
+    assert done.out.startswith(f"Checkpoint: {checkpoint}, 1,850 parameters\n")
+    (caption,) = drawn_captions
+    assert checkpoint.name in caption and str(checkpoint) not in caption
+    assert ("test images of mnist-5k" in caption) == (name in IMAGE_VIEWS)
+    assert ("Data: 1,000 test images of mnist-5k\n" in done.out) == (name in IMAGE_VIEWS)
+
+
+def test_curves_of_a_run_without_a_record_of_its_recipe(view, tmp_path):
+    assert_has_picture(view("training"), tmp_path / "pictures" / "training.png")
+
+
+def test_figures_for_dark_pages_and_as_drawings(view, tmp_path):
+    """The same figure is the same file."""
+    assert_has_picture(view("positions", "--dark"), tmp_path / "pictures" / "positions-dark.png")
+    assert PIL.Image.open(tmp_path / "pictures" / "positions-dark.png").getpixel((1, 1))[:3] == (0x0D, 0x11, 0x17)
+    drawing = tmp_path / "pictures" / "parameters.svg"
+    contents = [view("parameters", "--format", "svg").out and drawing.read_bytes() for _ in range(2)]
+    assert contents[0] == contents[1] and b"<svg" in contents[0] and b"<dc:date>" not in contents[0]
+
+
+def test_colors_of_text_can_be_read():
+    """WCAG 2.1 asks for a contrast of 4.5 for text of this size."""
+
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(color)]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    for style in (LIGHT, DARK):
+        for color in (style.ink, style.muted, style.red, style.blue, style.green):
+            lights = sorted((luminance(color), luminance(style.paper)))
+            assert (lights[1] + 0.05) / (lights[0] + 0.05) > 4.5, color
+        lightness = [luminance(style.sequential(value)) for value in np.linspace(0, 1, 20)]
+        steps = np.diff(lightness)
+        assert (steps > 0).all() or (steps < 0).all()  # a map that is read in gray, too
 
 
 def test_facts_and_picture_of_the_sample(view, sample, tmp_path):
@@ -70,6 +123,12 @@ def test_facts_and_picture_of_the_sample(view, sample, tmp_path):
     assert "Batch: images [64, 1, 28, 28], labels [64]" in out
 
 
+def test_the_table_fits_80_columns(view):
+    for name in ("vit-mnist-tiny", "vit-mnist-small"):
+        lines = view("model", "--model", ROOT / name).out.splitlines()
+        assert len(lines) > 40 and max(map(len, lines[1:])) <= 80, name
+
+
 def test_facts_of_full_mnist(run_script, mnist, tmp_path):
     out = run_script("run_visualize.py", "data", "--dataset_name", mnist, "--output_dir", tmp_path).out
     assert "Train:   60,000 images" in out
@@ -82,11 +141,12 @@ def test_parameter_table_counts_every_parameter(checkpoint):
     rows = [[cell.strip() for cell in row if cell.strip()] for row in rows if not row[0].startswith("---")]
     values = {name: getattr(model.config, name) for name in (
         "hidden_size", "num_channels", "patch_size", "num_patches", "intermediate_size", "num_labels")}  # fmt: skip
+    values["d"] = values["hidden_size"]
     total = 0
     for _, shape, count, meaning in rows[1:-1]:
         total += int(count)
-        formula = meaning.removeprefix("(q, k, v) ").replace(" x ", " * ")
-        assert eval(formula, {}, values) == int(count) == eval(shape.replace(" x ", "*"))
+        formula = meaning.removeprefix("(q, k, v) ").replace("^", "**")
+        assert eval(formula, {}, values) == int(count) == eval(shape.replace("x", "*"))
     assert len(rows) == 2 + 32 and rows[-1] == ["total", "1,850"] and total == 1850
 
 
@@ -109,7 +169,7 @@ def test_shapes_after_every_stage(view):
 
 
 def test_mistakes_and_inference_print_the_same_accuracy(view, run_script, checkpoint):
-    shown = view("mistakes").out.splitlines()[0].split(",")[0]
+    shown = view("mistakes").out.splitlines()[2].split(",")[0]
     inferred = run_script(
         "run_inference.py", "--model", checkpoint, "--dataset_name", SAMPLE, "--num_samples", "0"
     ).out.splitlines()[-1]
@@ -133,7 +193,7 @@ def test_framing_tells_what_it_finds_in_each_file(run_script, sample, tmp_path):
     PIL.Image.new("La", (9, 9)).convert("LA").save(tmp_path / "f.png")
     done = run_script("run_visualize.py", "framing", "--image", tmp_path, "--output_dir", tmp_path / "pictures")
     assert_has_picture(done, tmp_path / "pictures" / "framing.png")
-    found = [line.removeprefix(f"{tmp_path}/") for line in done.out.splitlines()[:-1]]
+    found = [line.removeprefix(f"{tmp_path}/") for line in done.out.splitlines()[1:-1]]
     assert found[0] == "a.png: framed already"
     assert found[1].startswith("b.png: dark on light, strokes of ") and found[1].endswith(" pixels of 28")
     assert found[2].startswith("c.png: light on dark, strokes of ")
@@ -165,8 +225,8 @@ def test_framing_shows_the_digit_upright_if_the_checkpoint_deskews(run_script, d
     files = (tmp_path / "x.png", tmp_path / "y.png")
     flags = ("run_visualize.py", "framing", "--image", *files, "--output_dir", tmp_path / "pictures")
     for folder, titles in (
-        (checkpoint, ["Picture", "Ink", "Digit", "Frame"]),
-        (tmp_path / "upright", ["Picture", "Ink", "Digit", "Frame", "Upright"]),
+        (checkpoint, ["1. Picture", "2. Ink", "3. Box", "4. Frame"]),
+        (tmp_path / "upright", ["1. Picture", "2. Ink", "3. Box", "4. Frame", "5. Deskewed"]),
     ):
         assert run_script(*flags, "--model", folder).code == 0
         assert [axis.get_title() for axis in drawn[-1].axes if axis.get_title()] == titles
@@ -186,7 +246,7 @@ def test_framing_takes_twenty_images_that_can_be_read(run_script, tmp_path):
         draw_seven(tmp_path / f"{number:02}.png", size=(32, 32))
     flags = ["framing", "--output_dir", tmp_path / "pictures", "--image"]
     done = run_script("run_visualize.py", *flags, tmp_path)
-    assert done.code == 2 and "takes 1 to 20 images, got 21" in done.err
+    assert done.code == 2 and "takes up to 20 images, got 21" in done.err
     (tmp_path / "20.png").write_bytes(b"not an image")
     done = run_script("run_visualize.py", *flags, tmp_path / "0?.png", tmp_path / "20.png")
     assert done.code == 2 and f"Cannot read {tmp_path / '20.png'}" in done.err
@@ -196,30 +256,220 @@ def test_framing_takes_twenty_images_that_can_be_read(run_script, tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures of `plots`, which are not saved."""
+    """The figures, which are not saved."""
     figures = []
 
     @contextmanager
-    def figure(path, width, height):
-        with matplotlib.rc_context(plots.STYLE):
+    def figure(self, path, width, height, caption=""):
+        with matplotlib.rc_context(self.parameters):
             figures.append(matplotlib.figure.Figure())
             yield figures[-1]
 
-    monkeypatch.setattr(plots, "_figure", figure)
+    monkeypatch.setattr(Style, "figure", figure)
     return figures
+
+
+@pytest.fixture
+def drawn_captions(monkeypatch):
+    """The captions of figures."""
+    captions, figure = [], Style.figure
+
+    def recording(self, path, width, height, caption=""):
+        captions.append(caption)
+        return figure(self, path, width, height, caption)
+
+    monkeypatch.setattr(Style, "figure", recording)
+    return captions
+
+
+def test_rollout_of_two_layers(drawn, tmp_path):
+    """By hand: A = (0.5 a2 + 0.5) (0.5 a1 + 0.5), where a1 is the mean of two heads."""
+    first = torch.tensor([[[[0.2, 0.8], [0.6, 0.4]], [[0.4, 0.6], [0.0, 1.0]]]])  # mean [[.3, .7], [.3, .7]]
+    second = torch.tensor([[[[0.5, 0.5], [1.0, 0.0]]]])
+    # 0.5 a1 + 0.5 = [[.65, .35], [.15, .85]]; 0.5 a2 + 0.5 = [[.75, .25], [.5, .5]]
+    expected = torch.tensor([[[0.525, 0.475], [0.4, 0.6]]])
+    torch.testing.assert_close(attention_rollout((first, second)), expected)
+    images = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    plots_network.plot_rollout(images, (first, second), expected, ["1"], tmp_path / "x")
+    maps = [axis for axis in drawn[0].axes if axis.images and axis.child_axes]
+    assert [axis.get_title() for axis in maps] == ["layer 1", "layer 2", "rollout"]
+    assert [axis.child_axes[0].texts[0].get_text() for axis in maps] == ["CLS 30%", "CLS 50%", "CLS 52%"]
+    np.testing.assert_allclose([axis.images[0].get_array()[0, 0] for axis in maps], [0.7, 0.5, 0.475], atol=1e-6)
+    assert len({(axis.images[0].norm.vmin, axis.images[0].norm.vmax) for axis in maps}) == 1
+
+
+def test_every_head_is_shown_on_one_scale(drawn, sample, tmp_path):
+    """A head that spreads its attention can be told from white: its largest value is over a third of the colors."""
+    model, processor = load_checkpoint(TINY, attn_implementation="eager")
+    images = sample["test"].images[:3]
+    with torch.no_grad():
+        attentions = model.eval()(processor.rescale_and_normalize(images), output_attentions=True).attentions
+    plots_network.plot_attention(images, attentions, ["a", "b", "$c"], tmp_path / "x")
+    maps = [axis for axis in drawn[0].axes if axis.child_axes]
+    assert [axis.get_title() for axis in maps[:4]] == [f"layer {i}\nhead {j}" for i in (1, 2) for j in (1, 2)]
+    assert len(maps) == 12
+    for number, axis in enumerate(maps):
+        layer, head = divmod(number % 4, 2)
+        values = axis.images[0].get_array()
+        np.testing.assert_array_equal(values.flatten(), attentions[layer][number // 4, head, 0, 1:])
+        assert axis.images[0].norm(values.max()) > 0.35
+
+
+def test_similarity_of_positions_is_their_cosine(checkpoint):
+    model, _ = load_checkpoint(checkpoint)
+    positions = model.vit.pos_embed[0].detach().double().numpy()
+    expected = [[a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for b in positions] for a in positions]
+    np.testing.assert_allclose(position_similarity(model), expected, atol=1e-6)
+
+
+def test_calibration_by_hand_and_as_the_metric_has_it(drawn, sample, tmp_path):
+    """Five images in bins of a fifth: 0.5 and 0.6 share one, with one of them right; 0.9 and 1.0, both right; 0.8,
+    wrong, in the bin that is closed above. (|1 - 1.1| + |2 - 1.9| + |0 - 0.8|) / 5 = 0.2."""
+    top = torch.tensor([0.5, 0.6, 0.9, 1.0, 0.8], dtype=torch.float64)
+    probabilities = torch.stack([top, 1 - top], 1)
+    found = calibration(probabilities, torch.tensor([0, 1, 0, 0, 1]), bins=5)
+    assert found.counts.tolist() == [0, 0, 2, 1, 2] and found.error == pytest.approx(0.2)
+    np.testing.assert_allclose(found.accuracy, [np.nan, np.nan, 0.5, 0, 1])
+    np.testing.assert_allclose(found.confidence, [np.nan, np.nan, 0.55, 0.8, 0.95])
+    plots_results.plot_calibration(found, tmp_path / "x")
+    assert drawn[0].axes[0].get_title() == "Expected calibration error: 0.2000"
+    assert drawn[0].axes[1].get_ylabel() == "5 images"
+
+    probabilities = torch.rand(300, 10, generator=torch.Generator().manual_seed(0)).mul(6).softmax(1)
+    labels = sample["test"].labels[:300]
+    expected = expected_calibration_error(probabilities.numpy(), labels.numpy())
+    assert calibration(probabilities, labels).error == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_learning_rate_of_each_step(drawn, tmp_path):
+    """That of the bundled runs, which Trainer logged after each epoch; the warmup is enlarged."""
+    for name, warmup in (("vit-mnist-tiny", 215), ("vit-mnist-small", 7190)):
+        history = json.loads((ROOT / name / "history.json").read_text())["log_history"]
+        run = json.loads((ROOT / name / "run.json").read_text())
+        steps = history[-1]["step"]
+        rates = learning_rates(run["training"], steps)
+        logged = [(entry["step"], entry["learning_rate"]) for entry in history if "learning_rate" in entry]
+        assert len(logged) >= 80 and len(rates) == steps
+        np.testing.assert_allclose([rates[step - 1] for step, _ in logged], [rate for _, rate in logged], rtol=1e-9)
+        assert count_warmup(run["training"], steps) == warmup
+        plots_results.plot_training(history, tmp_path / "x", run=run)
+        loss, _, rate = drawn[-1].axes[:3]
+        assert rate.child_axes[0].get_title() == f"warmup: {warmup:,} steps"
+        ends = run["augmentation"]["augment_until"] * history[-1]["epoch"]
+        assert loss.lines[2].get_xdata() == [ends, ends]
+        assert any(f"after epoch {ends:g}" in text.get_text() for text in loss.texts)
+    assert learning_rates({"learning_rate": 0.1, "lr_scheduler_type": "reduce_lr_on_plateau"}, 10) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"num_hidden_layers": 5, "num_attention_heads": 4, "patch_size": 4}, {"image_size": 8, "patch_size": 8},
+     {"hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 3, "num_labels": 47}],
+)  # fmt: skip
+def test_the_architecture_is_drawn_from_the_config(drawn, tmp_path, fields):
+    config = VitMnistConfig(**fields)
+    plot_architecture(config, tmp_path / "x")
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    model = VitMnistForImageClassification(config)
+    budget = parameter_budget(config)
+    assert sum(sum(counts.values()) for counts in budget.values()) == model.num_parameters()
+    block = sum(parameter.numel() for parameter in model.vit.blocks[0].parameters())
+    depth, heads, patch = config.num_hidden_layers, config.num_attention_heads, config.patch_size
+    assert f"total {model.num_parameters():,}" in texts
+    assert f"{depth} block{'s' if depth > 1 else ''} of {block:,} parameters" in texts
+    assert f"attention: {heads} heads of {config.hidden_size // heads}" in texts
+    assert f"patch embedding: linear {patch**2} → {config.hidden_size}" in texts
+    assert f"{1 + config.num_patches} x {config.hidden_size}" in texts
+    squares = [p for p in drawn[0].axes[0].patches if type(p) is matplotlib.patches.Rectangle]
+    tokens, classes = min(24, 1 + config.num_patches), min(24, config.num_labels)
+    assert len(squares) == config.num_patches + tokens + classes
+
+
+def test_patches_and_filters_show_what_the_network_computes(drawn, sample, tmp_path):
+    model, processor = load_checkpoint(TINY)
+    images = sample["test"].images[:2]
+    with torch.no_grad():
+        tokens = model.vit.patch_embed(processor.rescale_and_normalize(images))
+    plots_network.plot_patches(images[0], tokens[0], 7, tmp_path / "x")
+    _image, *patches, table, _bar = drawn[0].axes if drawn[0].axes else [a for f in drawn[0].subfigs for a in f.axes]
+    assert len(patches) == 16 and table.get_title() == "16 tokens\nof 8 numbers"
+    assert np.array_equal(patches[6].images[0].get_array(), images[0, 7:14, 14:21])
+    # The seventh token is the seventh patch, normalized, times each filter.
+    pixels = (images[0, 7:14, 14:21].float() / 255 - 0.1307) / 0.3081
+    weights, bias = model.vit.patch_embed.proj.weight[:, 0], model.vit.patch_embed.proj.bias
+    expected = ((weights * pixels).sum((1, 2)) + bias).detach()
+    np.testing.assert_allclose(table.images[0].get_array()[6], expected, atol=1e-4)
+    plots_network.plot_filters(model, images, tokens, tmp_path / "x")
+    grids = [axis.images[0].get_array() for axis in drawn[1].axes if axis.images]
+    assert np.array_equal(grids[3], model.vit.patch_embed.proj.weight[3, 0].detach())
+    np.testing.assert_allclose(grids[8 + 1 + 3][1, 2], expected[3], atol=1e-4)
+
+
+def test_warps_are_those_of_the_run(view, drawn, monkeypatch):
+    """Column n shows what the dataset gives in epoch n of the recorded run, which trained on other images here."""
+    draws = AugmentationArguments(max_translate=1, max_rotation=8, max_scale_jitter=0.08, max_shear=6)
+    done = view("warps", "--model", TINY, "--index", "5", "9")
+    assert done.code == 0, done.err
+    assert "Augmentation: shift up to 1 px, rotation 8°, scale 8%, shear 6°\n" in done.out
+    dataset = load_images(DataArguments(dataset_name=str(SAMPLE)), load_checkpoint(TINY)[1], ["train"])["train"]
+    augmented = AugmentedDataset(dataset, draws, seed=0, num_epochs=80)
+    shown = [axis.images[0].get_array() for axis in drawn[0].axes if axis.images]
+    assert len(shown) == 16 and np.array_equal(shown[8], dataset.images[9])
+    for epoch in (0, 3):
+        augmented.set_epoch(epoch)
+        pixels = (shown[9 + epoch] / 255 - 0.1307) / 0.3081
+        np.testing.assert_allclose(pixels, augmented[9]["pixel_values"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [(None, "cannot read run.json"), ("[1]", "cannot read run.json"),
+     ({"augmentation": {"max_shear": "x"}}, "cannot read run.json"),
+     ({"augmentation": {}}, "was trained without augmentation")],
+)  # fmt: skip
+def test_warps_need_a_record_of_the_recipe(view, checkpoint, tmp_path, run, message):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    if isinstance(run, dict):
+        run = json.dumps(json.loads((TINY / "run.json").read_text()) | run)
+    if run:
+        (folder / "run.json").write_text(run)
+    done = view("warps", "--model", folder)
+    assert done.code == 2 and message in done.err.splitlines()[-1]
+
+
+def test_framing_shows_images_of_the_split_on_paper_if_no_file_is_given(view, drawn):
+    done = view("framing", "--index", "3", "700")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert [line.split(", strokes")[0] for line in lines[1:3]] == [
+        "image 3: dark on light",
+        "image 700: dark on light",
+    ]
+    assert drawn[0].axes[0].images[0].get_array().shape[:2] == (240, 300)
+
+
+def test_grids_name_the_files_they_show(drawn, tmp_path):
+    row = {"prediction": "7", "probability": 0.5, "digit_score": 2.0}
+    files = ["/somewhere/a.png", "/somewhere/a-very-long-name-of-a-scan.png"]
+    plots.plot_predictions(torch.zeros(2, 28, 28), [row | {"image": file} for file in files], tmp_path / "x")
+    assert [axis.get_xlabel() for axis in drawn[0].axes] == ["50.0%\na.png", "50.0%\na-v...scan.png"]
+    plots.plot_predictions(torch.zeros(1, 28, 28), [row | {"label": "7"}], tmp_path / "x")
+    assert [axis.get_xlabel() for axis in drawn[1].axes] == ["50.0%"]
 
 
 def test_the_confusion_matrix_names_both_sides(drawn, tmp_path):
     """Rows are the dataset's classes, also those that the model lacks; columns are the model's."""
     labels, predictions = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 0])
     probabilities = torch.nn.functional.one_hot(predictions, 2).float()
-    plots.plot_mistakes(torch.zeros(5, 28, 28), labels, probabilities, ["$a^", "b\n", "only here"], tmp_path / "x")
+    plots_results.plot_mistakes(
+        torch.zeros(5, 28, 28), labels, probabilities, ["$a^", "b\n", "only here"], tmp_path / "x"
+    )
     axis = drawn[0].subfigs[0].axes[0]
-    assert axis.get_title() == "3 mistakes in 5 images"
+    assert axis.get_title() == "60.00% wrong: 3 of 5 images"
     assert [label.get_text() for label in axis.get_xticklabels()] == ["$a^", "b\\n"]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["$a^", "b\\n", "only here"]
-    counts = {text.get_position()[::-1]: int(text.get_text()) for text in axis.texts}
-    assert counts == {(0, 0): 1, (0, 1): 1, (1, 1): 1, (2, 0): 2}
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["$a^ (2)", "b\\n (1)", "only here (2)"]
+    percent = {text.get_position()[::-1]: float(text.get_text()) for text in axis.texts}
+    assert percent == {(0, 0): 50, (0, 1): 50, (1, 1): 100, (2, 0): 100}
     assert "$a^, not only here" in [axis.get_title() for axis in drawn[0].subfigs[1].axes]
     drawn[0].canvas.draw()  # without reading the names as formulas
 
@@ -227,7 +477,7 @@ def test_the_confusion_matrix_names_both_sides(drawn, tmp_path):
 def test_gaps_in_a_history(drawn, tmp_path):
     accuracies = [0.5, None, 0.9, float("nan"), 0.8]
     history = [{"epoch": epoch, "eval_loss": 1.0, "eval_accuracy": value} for epoch, value in enumerate(accuracies)]
-    plots.plot_training(history, tmp_path / "x")
+    plots_results.plot_training(history, tmp_path / "x")
     _, accuracy, _ = drawn[0].axes
     np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.5, np.nan, 0.9, np.nan, 0.8])
     assert [text.get_text() for text in accuracy.texts] == ["best 90.00%, epoch 2"]
@@ -251,7 +501,7 @@ def test_a_history_without_values_is_refused(view, tmp_path, content):
     ("arguments", "unused"),
     [
         (["data", "--index", "3", "--split", "test"], "'data' does not use --index, --model, --split."),
-        (["model", "--device", "cpu"], "'model' does not use --dataset_name, --device, --output_dir."),
+        (["model", "--dark"], "'model' does not use --dark, --dataset_name, --output_dir."),
         (["mistakes", "--image", "x.png"], "'mistakes' does not use --image."),
         (["mistakes", "--max_train_samples", "9"], "'mistakes' does not use --max_train_samples."),
     ],
@@ -280,7 +530,8 @@ def test_a_model_without_finite_results_is_a_failure(view, checkpoint, tmp_path,
         (["attention", "--index", "1000"], "--index must lie in 0 to 999, got 1000"),
         (["attention", "--index", "-1"], "--index must lie in 0 to 999, got -1"),
         (["attention", "--index", *["1"] * 101], "--index takes at most 100 images, got 101"),
-        (["framing"], "takes 1 to 20 images, got 0: pass --image FILE"),
+        (["framing", "--index", *["1"] * 21], "takes up to 20 images, got 21: pass fewer"),
+        (["attention", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["framing", "--image", "/nowhere.png"], "No image at '/nowhere.png'"),
         (["data", "--batch_size", "0"], "--batch_size must be from 1 to 100,000, got 0"),
         (["data", "--outptu_dir", "x"], "did you mean --output_dir"),
@@ -294,7 +545,8 @@ def test_wrong_usage_exits_with_a_one_line_error_and_code_2(view, arguments, mes
 
 
 def test_missing_matplotlib_names_the_extra(run_script, monkeypatch):
-    for name in ("visualize", "plots"):
+    figures = ("style", "plots", "plots_network", "plots_results", "plots_architecture")
+    for name in ("visualize", "subject", "report", *figures):
         monkeypatch.delitem(sys.modules, f"modeling_vit_mnist.inference.{name}", raising=False)
         monkeypatch.delattr(inference, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -49,6 +49,8 @@ MEASUREMENTS = ("seeds", "robustness")
 RECORDS = ("run.json", "all_results.json", "history.json", *(f"{name}.json" for name in MEASUREMENTS))
 # All files that describe one set of weights. A folder can hold other files, too: training checkpoints, logs, tokens.
 OWN_FILES = (*CHECKPOINT_FILES, *RECORDS, ".eval_results/*.yaml", "digit-?.png")
+# Describes the weights, too, but is not pushed: the Hub shows the card.
+REPORT_FILE = "report.html"
 CACHE_ADVICE = " If the copy in the cache is damaged, delete it or pass force_download=True."
 # What reading a damaged file, or a config with a value of the wrong type, can raise besides `OSError`.
 UNREADABLE = (
@@ -245,7 +247,7 @@ def save_checkpoint(
     if fault := find_non_finite(model):
         raise FloatingPointError(f"Refusing to save the checkpoint to {folder}: {fault}.")
     try:
-        with replacing_files(Path(folder), owned=OWN_FILES) as staging:
+        with replacing_files(Path(folder), owned=(*OWN_FILES, REPORT_FILE)) as staging:
             model.save_pretrained(staging)
             processor.save_pretrained(staging)
             shutil.copymode(staging / "config.json", staging / "model.safetensors")  # readable for its owner only

@@ -67,7 +67,7 @@ def learning_rates(training: dict[str, Any], steps: int) -> list[float] | None:
     try:
         warmup = count_warmup(training, steps)
         scheduler = get_scheduler(training["lr_scheduler_type"], optimizer, warmup, steps, options)
-        return [training["learning_rate"] * scheduler.lr_lambdas[0](step) for step in range(1 + steps)]
+        return [training["learning_rate"] * scheduler.lr_lambdas[0](step) for step in range(steps)]
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 

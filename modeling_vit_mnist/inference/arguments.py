@@ -88,7 +88,11 @@ class VisualizeArguments(_ModelChoice):
     """Which model and images to show, and where to write the pictures."""
 
     index: list[int] = arg([0, 1, 2, 3, 4, 18], "Images of the split that are shown.", nargs="+")
-    image: list[str] = arg([], f"Image files, folders or globs whose framing is shown, up to {MAX_FRAMED}.", nargs="+")
+    image: list[str] = arg(
+        [],
+        f"Image files, folders or globs whose framing is shown, up to {MAX_FRAMED}. Default: images of the split.",
+        nargs="+",
+    )
     output_dir: str = arg("outputs/figures", "Folder of the figures.")
     format: str = arg("png", "Format of the figures.", choices=["png", "svg"])
     dark: bool = arg(False, "Draw for a dark background, to a file whose name ends in -dark.")
@@ -110,7 +114,14 @@ class VisualizeArguments(_ModelChoice):
             "model": {"model", "device", "batch_size"},
             "training": {"model", *figure},
             "warps": {"model", "index", *_data_flags("train"), *figure},
-            "framing": {"model", "image", "skip_bad_images", "max_pixels", *figure},
+            "framing": {
+                "model",
+                "image",
+                "skip_bad_images",
+                "max_pixels",
+                *figure,
+                *(() if self.image else of_images),
+            },
             "report": {"index", "output_dir", *on_a_split},
             **{name: {"model", *figure} for name in ("architecture", "parameters", "positions")},
             "patches": of_images,

@@ -81,16 +81,16 @@ def _show_warmup(axis: plt.Axes, history: list[dict], run: dict[str, Any], style
     warmup = count_warmup(training, steps) if rates else 0
     if not warmup:
         return
-    epochs = np.arange(1 + steps) * last / steps
+    epochs = np.arange(1, 1 + steps) * last / steps
     axis.lines[0].set_data(epochs, rates)
     axis.relim()
     axis.autoscale_view()
-    axis.axvspan(0, epochs[warmup], color=style.orange, alpha=0.35, lw=0)
+    axis.axvspan(0, warmup * last / steps, color=style.orange, alpha=0.35, lw=0)
     inset = axis.inset_axes((0.6, 0.42, 0.38, 0.5))
-    shown = min(4 * warmup, steps) + 1
-    inset.plot(range(shown), rates[:shown], color=style.blue)
+    shown = min(4 * warmup, steps)
+    inset.plot(range(1, 1 + shown), rates[:shown], color=style.blue)
     inset.axvspan(0, warmup, color=style.orange, alpha=0.35, lw=0)
-    inset.set(ylim=(0, None), xlim=(0, shown - 1), yticks=[], xlabel="step")
+    inset.set(ylim=(0, None), xlim=(0, shown), yticks=[], xlabel="step")
     inset.set_title(f"warmup: {warmup:,} steps", fontsize=9.5, fontweight="normal", pad=3)
     inset.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     inset.tick_params(labelsize=9)

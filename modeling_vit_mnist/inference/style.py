@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.colors import Colormap, LinearSegmentedColormap
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 from ..cli.errors import printable
 from ..cli.files import replacing
@@ -66,14 +66,14 @@ class Style:
         return {"color": self.muted, "fontsize": 9, "labelpad": 2}
 
     @contextmanager
-    def figure(self, path: Path, width: float, height: float, caption: str = "") -> Iterator[SubFigure]:
+    def figure(self, path: Path, width: float, height: float, caption: str = "") -> Iterator[Any]:
         """A figure of that size in inches, over a caption, that is saved to `path`, as PNG or SVG by its suffix. It
         needs no screen, whatever the backend."""
         lines = textwrap.wrap(printable(caption), max(24, round(width * 15)))
         foot = 0.16 * len(lines) + 0.06
         with matplotlib.rc_context(self.parameters):
             whole = Figure(figsize=(width, height + foot), layout="constrained")
-            body, below = whole.subfigures(2, 1, height_ratios=(height, foot))
+            body, below = np.ravel(whole.subfigures(2, 1, height_ratios=(height, foot)))
             below.text(0.01, 1, "\n".join(lines), color=self.muted, fontsize=8.5, va="top", linespacing=1.15)
             yield body
             with replacing(path) as staging:

@@ -68,13 +68,16 @@ class Subject:
         """The split in words."""
         return f"{self.args.split} images of {self.dataset.source}"
 
+    def select(self, dataset: ImageDataset) -> ImageDataset:
+        """The images of a dataset that `--index` names."""
+        if outside := [index for index in self.args.index if not 0 <= index < len(dataset)]:
+            raise UsageError(f"--index must lie in 0 to {len(dataset) - 1}, got {outside[0]}.")
+        return dataset.select(torch.tensor(self.args.index))
+
     @cached_property
     def chosen(self) -> ImageDataset:
-        """The images that `--index` names."""
-        limit = len(self.dataset)
-        if outside := [index for index in self.args.index if not 0 <= index < limit]:
-            raise UsageError(f"--index must lie in 0 to {limit - 1}, got {outside[0]}.")
-        return self.dataset.select(torch.tensor(self.args.index))
+        """The images of the split that `--index` names."""
+        return self.select(self.dataset)
 
     @cached_property
     def attentions(self) -> tuple[tuple[torch.Tensor, ...], list[str]]:

@@ -1,9 +1,11 @@
 """The views of `run_visualize.py`. Each prints which checkpoint and data it shows and, except `model`, draws a
 figure."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 
 from ..cli.errors import UsageError, printable
@@ -150,18 +152,15 @@ def view_warps(subject: Subject) -> None:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{args.model} holds no record of its training: cannot read run.json.") from error
     limits = {
-        "max_translate": "shift up to {:g} pixels", "max_rotation": "rotation {:g}°",
+        "max_translate": "shift up to {:g} px", "max_rotation": "rotation {:g}°",
         "max_scale_jitter": "scale {:.0%}",
-        "max_shear": "shear {:g}°", "elastic_std": "elastic {:g} pixels",
+        "max_shear": "shear {:g}°", "elastic_std": "elastic {:g} px",
     }  # fmt: skip
     words = [text.format(settings[name]) for name, text in limits.items() if settings.get(name)]
     if not words:
         raise UsageError(f"{args.model} was trained without augmentation: choose another --model.")
     train = load_images(subject.data_args, subject.processor, ["train"])["train"]
-    if outside := [index for index in args.index if not 0 <= index < len(train)]:
-        raise UsageError(f"--index must lie in 0 to {len(train) - 1}, got {outside[0]}.")
-    chosen = torch.tensor(args.index)
-    images, total = train.images[chosen], max(total, len(train))
+    images, chosen, total = subject.select(train).images, torch.tensor(args.index), max(total, len(train))
     drawn = [draw_warps(augmentation, total, (seed, epoch)) for epoch in range(WARPED_EPOCHS)]
     warped = [warp_images(images, **{name: draws[chosen] for name, draws in warps.items()}) for warps in drawn]
     caption = (
@@ -209,25 +208,47 @@ def view_framing(subject: Subject) -> None:
     deskewed, if the checkpoint deskews."""
     args, data_args = subject.args, subject.data_args
     files = find_images(args.image)
-    if not 1 <= len(files) <= MAX_FRAMED:
-        raise UsageError(f"The view 'framing' takes 1 to {MAX_FRAMED} images, got {len(files)}: pass --image FILE.")
-    target = subject.target("framing", f"Framed by the processor of {subject.name}.")
-    check_output(target["path"], files)
-    processor = subject.processor
+    if max(len(files), 0 if files else len(args.index)) > MAX_FRAMED:
+        given = len(files) or len(args.index)
+        raise UsageError(f"The view 'framing' takes up to {MAX_FRAMED} images, got {given}: pass fewer --image.")
+    caption = f"Framed by the processor of {subject.name}."
+    check_output(subject.target("framing", caption)["path"], files)
+    processor = copy.copy(subject.processor)
     processor.max_pixels = data_args.max_pixels
-    files = read_images(files, processor, data_args.skip_bad_images)[1]
-    pictures = [open_image(file, processor.max_pixels) for file in files]
+    if files:
+        files = read_images(files, processor, data_args.skip_bad_images)[1]
+        names, lines = [file.name for file in files], [*map(str, files)]
+        pictures = [open_image(file, processor.max_pixels) for file in files]
+    else:
+        plain = copy.copy(processor)
+        plain.do_deskew = False
+        dataset = load_images(data_args, plain, [args.split])[args.split]
+        caption = f"{subject.name}, {args.split} images of {dataset.source}, put on a sheet of paper by code."
+        names = lines = [f"image {index}" for index in args.index]
+        pictures = [_put_on_paper(image) for image in subject.select(dataset).images.numpy()]
+    target = subject.target("framing", caption)
     framings = []
     for picture in pictures:
         gray = processor.process_image(picture)
         gray = gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)
         framings.append(frame_digit(gray, processor.size["height"]))
     descriptions = [*map(describe_framing, framings)]
-    for file, description in zip(files, descriptions, strict=True):
-        print(f"{printable(str(file))}: {description}")
+    for line, description in zip(lines, descriptions, strict=True):
+        print(f"{printable(line)}: {description}")
     upright = [deskew(found.image) for found in framings] if processor.do_deskew else []
-    plots.plot_framing([file.name for file in files], pictures, framings, descriptions, upright=upright, **target)
+    plots.plot_framing(names, pictures, framings, descriptions, upright=upright, **target)
     _say_written(target)
+
+
+def _put_on_paper(image: np.ndarray, side: int = 240) -> PIL.Image.Image:
+    """A picture such as a camera takes of an image of a digit, uint8: dark ink, off center, on paper that is darker
+    towards one corner."""
+    ink = PIL.Image.fromarray(image).resize((side // 2, side // 2), PIL.Image.Resampling.BICUBIC)
+    sheet = PIL.Image.new("L", (round(1.25 * side), side))
+    sheet.paste(ink, (side // 5, side // 3))
+    down, right = np.mgrid[0 : sheet.height, 0 : sheet.width] / side
+    paper = 235 - 45 * down - 30 * right
+    return PIL.Image.fromarray(np.round(paper * (1 - 0.75 * np.asarray(sheet) / 255)).astype(np.uint8))
 
 
 def describe_framing(found: Framing) -> str:

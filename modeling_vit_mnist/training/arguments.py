@@ -117,6 +117,7 @@ class VitMnistTrainingArguments(TrainingArguments):
     )
     overwrite: bool = arg(False, "Replace another run in the output folder.")
     keep_checkpoints: bool = arg(False, "Keep the training checkpoints of a finished run.")
+    report: bool = arg(False, "Also write report.html, a page with recipe, results and figures, to the output folder.")
     push_sample_model: bool = arg(False, "Allow --push_to_hub for a model trained on the bundled 5,000-image sample.")
 
     def __post_init__(self):
@@ -201,6 +202,8 @@ def parse_arguments(argv: list[str]) -> Arguments:
             "--streaming reads all images in a random order: drop --dataloader_drop_last and "
             "--train_sampling_strategy."
         )
+    if data_args.streaming and args.report:
+        raise UsageError("--report reads the test split into memory: drop --report or --streaming.")
     return model_args, data_args, augmentation, args
 
 
