@@ -1,5 +1,6 @@
 """Every view prints its facts and draws a picture."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -521,6 +522,53 @@ def test_a_model_without_finite_results_is_a_failure(view, checkpoint, tmp_path,
     assert done.code == 1 and done.err.splitlines()[-1].startswith("error: FloatingPointError: ")
     assert "not finite for image " + ("7: " if name == "attention" else "0, image 1, ") in done.err
     assert not (tmp_path / "pictures" / f"{name}.png").exists()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("figures")
+
+
+def test_figures_of_the_docs_are_there_in_light_and_dark(figures, tmp_path):
+    known = figures.figures(tmp_path)
+    expected = {f"{name}{twin}.{kind}" for name, (_, kind, _) in known.items() for twin in ("", "-dark")}
+    assert {path.name for path in (ROOT / "docs" / "figures").iterdir()} == expected | {"accuracy.csv"}
+    assert len(known) == 15
+
+
+def test_figures_of_the_docs_are_drawn_again_as_the_same_files(run_script, tmp_path):
+    done = run_script("benchmarks/figures.py", "accuracy", "positions", "--output_dir", tmp_path)
+    assert done.code == 0, done.err
+    drawn = sorted(tmp_path.iterdir())
+    assert len(drawn) == 4
+    again = tmp_path / "again"
+    run_script("benchmarks/figures.py", "accuracy", "positions", "--output_dir", again)
+    assert [path.read_bytes() for path in sorted(again.iterdir())] == [path.read_bytes() for path in drawn]
+    done = run_script("benchmarks/figures.py", "acuracy")
+    assert done.code == 2 and "No figure 'acuracy': choose from architecture, " in done.err
+
+
+def test_accuracies_that_are_drawn_have_sources(figures):
+    """Ours are those of the records beside the weights, and of the tables in benchmarks/README.md."""
+    rows = {row["network"]: row for row in figures.read_results()}
+    tables = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    for row in rows.values():
+        assert row["parameters"] and row["accuracy"] and row["source"]
+        if row["kind"] == "published":
+            assert row["source"].startswith("https://") and row["seconds"] is None
+        elif row["kind"] != "original":
+            line = f"n = {row['n']:.0f}** | "
+            mean = (
+                f"**{row['accuracy']:.2f} ± {row['std']:.2f}** | | {row['seconds']:,.0f} ± {row['seconds_std']:.0f} |"
+            )
+            assert any(line in text and mean in text for text in tables.splitlines()), row
+    for name in ("vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small"):
+        seeds, results = (json.loads((ROOT / name / f"{file}.json").read_text()) for file in ("seeds", "all_results"))
+        row = rows[name]
+        assert row["parameters"] == results["parameters"] and row["n"] == seeds["n"]
+        assert row["accuracy"] == pytest.approx(seeds["test_mean"], abs=0.005)
+        assert row["std"] == pytest.approx(seeds["test_std"], abs=0.005)
 
 
 @pytest.mark.parametrize(

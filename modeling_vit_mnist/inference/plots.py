@@ -99,7 +99,7 @@ def plot_framing(
     empty."""
     titles = FRAMING_STEPS[: 5 if upright else 4]
     size = WIDTH / len(titles)
-    with style.figure(path, WIDTH, (size + 0.62) * len(names) + 0.3, caption) as figure:
+    with style.figure(path, WIDTH, (size + 0.45) * len(names) + 0.25, caption) as figure:
         axes = figure.subplots(len(names), len(titles), squeeze=False)
         for axis, title in zip(axes[0], titles, strict=True):
             axis.set_title(title)

@@ -73,7 +73,7 @@ class Style:
         foot = 0.16 * len(lines) + 0.06
         with matplotlib.rc_context(self.parameters):
             whole = Figure(figsize=(width, height + foot), layout="constrained")
-            body, below = np.ravel(whole.subfigures(2, 1, height_ratios=(height, foot)))
+            body, below = whole.subfigures(2, 1, squeeze=False, height_ratios=(height, foot))[:, 0]
             below.text(0.01, 1, "\n".join(lines), color=self.muted, fontsize=8.5, va="top", linespacing=1.15)
             yield body
             with replacing(path) as staging:
