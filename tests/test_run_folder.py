@@ -191,7 +191,7 @@ def test_every_argument_of_trainer_is_part_of_a_run_or_known_not_to_be():
         output_dir disable_tqdm log_level log_level_replica log_on_each_node logging_strategy logging_steps
         logging_first_step logging_nan_inf_filter report_to run_name project push_to_hub debug save_total_limit
         save_on_each_node save_only_model skip_memory_metrics resume_from_checkpoint overwrite keep_checkpoints
-        push_sample_model do_train do_eval do_predict eval_on_start prediction_loss_only include_for_metrics
+        push_sample_model report do_train do_eval do_predict eval_on_start prediction_loss_only include_for_metrics
         include_num_input_tokens_seen enable_jit_checkpoint restore_callback_states_from_checkpoint
         per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps
         average_tokens_across_devices eval_do_concat_batches eval_use_gather_object batch_eval_metrics

@@ -65,7 +65,7 @@ def assert_has_picture(done, path):
     assert done.code == 0, done.err
     assert f"Wrote {path}" in done.out
     image = PIL.Image.open(path)
-    assert image.width > 800 and len(image.convert("L").getcolors()) > 20
+    assert image.width > 1000 and len(image.convert("L").getcolors()) > 20
 
 
 IMAGE_VIEWS = ("patches", "filters", "attention", "rollout", "mistakes", "calibration")
@@ -316,6 +316,15 @@ def test_every_head_is_shown_on_one_scale(drawn, sample, tmp_path):
         assert axis.images[0].norm(values.max()) > 0.35
 
 
+def test_layers_of_many_heads_get_a_row_each(drawn, tmp_path):
+    attentions = tuple(torch.full((2, 4, 5, 5), 0.2) for _ in range(3))
+    plots_network.plot_attention(torch.zeros(2, 28, 28), attentions, ["1", "2"], tmp_path / "x")
+    maps = [axis for axis in drawn[0].axes if axis.child_axes]
+    assert len(maps) == 2 * 3 * 4
+    assert [axis.get_title() for axis in maps[:5]] == [*(f"head {head}" for head in range(1, 5)), ""]
+    assert [axis.get_ylabel() for axis in maps[::4]] == ["layer 1", "layer 2", "layer 3"] * 2
+
+
 def test_similarity_of_positions_is_their_cosine(checkpoint):
     model, _ = load_checkpoint(checkpoint)
     positions = model.vit.pos_embed[0].detach().double().numpy()
@@ -355,7 +364,8 @@ def test_the_learning_rate_of_each_step(drawn, tmp_path):
         assert count_warmup(run["training"], steps) == warmup
         plots_results.plot_training(history, tmp_path / "x", run=run)
         loss, _, rate = drawn[-1].axes[:3]
-        assert rate.child_axes[0].get_title() == f"warmup: {warmup:,} steps"
+        shown = [text.get_text() for text in rate.texts] + [inset.get_title() for inset in rate.child_axes]
+        assert shown == [f"warmup: {warmup:,} steps"]
         ends = run["augmentation"]["augment_until"] * history[-1]["epoch"]
         assert loss.lines[2].get_xdata() == [ends, ends]
         assert any(f"after epoch {ends:g}" in text.get_text() for text in loss.texts)
@@ -383,7 +393,11 @@ def test_the_architecture_is_drawn_from_the_config(drawn, tmp_path, fields):
     assert f"{1 + config.num_patches} x {config.hidden_size}" in texts
     squares = [p for p in drawn[0].axes[0].patches if type(p) is matplotlib.patches.Rectangle]
     tokens, classes = min(24, 1 + config.num_patches), min(24, config.num_labels)
-    assert len(squares) == config.num_patches + tokens + classes
+    assert len(squares) == 1 + tokens + classes
+    cuts = [len(lines.get_segments()) for lines in drawn[0].axes[0].collections]
+    assert cuts == [config.image_size // patch - 1] * 2
+    frames = [p for p in drawn[0].axes[0].patches if type(p) is matplotlib.patches.FancyBboxPatch]
+    assert len(frames) == 8 + min(depth, 6)
 
 
 def test_patches_and_filters_show_what_the_network_computes(drawn, sample, tmp_path):
@@ -473,6 +487,21 @@ def test_the_confusion_matrix_names_both_sides(drawn, tmp_path):
     assert percent == {(0, 0): 50, (0, 1): 50, (1, 1): 100, (2, 0): 100}
     assert "$a^, not only here" in [axis.get_title() for axis in drawn[0].subfigs[1].axes]
     drawn[0].canvas.draw()  # without reading the names as formulas
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"augmentation": {"augment_until": "x"}, "training": {"learning_rate": "x"}},
+        {"augmentation": {"augment_until": float("nan")}, "training": {"learning_rate": 0.1, "warmup_steps": 1e300}},
+        {"training": {"learning_rate": 0.1, "warmup_steps": float("inf"), "lr_scheduler_type": "linear"}},
+        {"training": {"learning_rate": 0.1, "warmup_steps": 5, "lr_scheduler_type": []}},
+    ],
+)
+def test_records_of_strangers_leave_the_curves_as_they_are(drawn, tmp_path, run):
+    history = [{"epoch": 1, "step": 10, "learning_rate": 0.1}, {"epoch": float("inf"), "step": "x", "loss": 1}]
+    plots_results.plot_training(history, tmp_path / "x", run=run)
+    assert drawn[0].axes[2].lines[0].get_ydata() == [0.1] and not drawn[0].axes[2].child_axes
 
 
 def test_gaps_in_a_history(drawn, tmp_path):

@@ -10,6 +10,8 @@ from transformers import get_scheduler
 
 from ..modeling_vit_mnist import VitMnistForImageClassification
 
+MAX_STEPS = 10_000_000  # whose learning rates are computed
+
 
 def attention_rollout(attentions: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """How much of each input token reaches each output token (Abnar and Zuidema, 2020,
@@ -30,7 +32,7 @@ def attention_rollout(attentions: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 def position_similarity(model: VitMnistForImageClassification) -> torch.Tensor:
     """The cosines of the angles between position embeddings, of shape `(1 + patches, 1 + patches)`, CLS first."""
-    directions = F.normalize(model.vit.pos_embed[0].detach(), dim=-1)
+    directions = F.normalize(model.vit.pos_embed[0].detach().float().cpu(), dim=-1)
     return directions @ directions.T
 
 
@@ -61,14 +63,14 @@ def calibration(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
 
 def learning_rates(training: dict[str, Any], steps: int) -> list[float] | None:
     """The learning rate of each step of a run, from `training` of its `run.json`; `None` if its schedule depends on
-    more than the step."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=training["learning_rate"])
+    more than the step, or the record is another program's."""
     options = training.get("lr_scheduler_kwargs") or {}
     try:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=training["learning_rate"])
         warmup = count_warmup(training, steps)
         scheduler = get_scheduler(training["lr_scheduler_type"], optimizer, warmup, steps, options)
-        return [training["learning_rate"] * scheduler.lr_lambdas[0](step) for step in range(steps)]
-    except (AttributeError, KeyError, TypeError, ValueError):
+        return [training["learning_rate"] * scheduler.lr_lambdas[0](step) for step in range(min(steps, MAX_STEPS))]
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

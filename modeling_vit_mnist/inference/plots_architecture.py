@@ -86,11 +86,12 @@ def plot_architecture(config: VitMnistConfig, path: Path, caption: str = "", sty
         sheet.text(LEFT - 6, "shape", "right", fontweight="bold")
         sheet.text(100, "parameters", "right", fontweight="bold")
         sheet.y = 0
-        cell = 17 / side
-        for number in range(patches):
-            row, column = divmod(number, side)
-            corner = (CENTER - 8.5 + column * cell, -8.5 + row * cell)
-            axis.add_patch(Rectangle(corner, cell, cell, facecolor=style.blue + "22", edgecolor=style.blue, lw=0.8))
+        axis.add_patch(
+            Rectangle((CENTER - 8.5, -8.5), 17, 17, facecolor=style.blue + "22", edgecolor=style.blue, lw=1)
+        )
+        cuts = [17 * cut / side - 8.5 for cut in range(1, side)]
+        axis.vlines([CENTER + cut for cut in cuts], -8.5, 8.5, color=style.blue, lw=0.8)
+        axis.hlines(cuts, CENTER - 8.5, CENTER + 8.5, color=style.blue, lw=0.8)
         sheet.text(
             CENTER + 11, f"image, cut into\n{side} x {side} patches of\n{patch} x {patch} pixels", "left", fontsize=9
         )

@@ -7,6 +7,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.ticker import FixedLocator
 
 from ..cli.errors import printable
 from ..configuration_vit_mnist import VitMnistConfig
@@ -15,6 +16,7 @@ from .architecture import parameter_budget
 from .style import LIGHT, WIDTH, Style
 
 MAX_FILTERS = 8  # shown
+MAX_COLUMNS = 6  # of attention beside an image
 
 
 def _as_grid(values: torch.Tensor) -> torch.Tensor:
@@ -54,15 +56,14 @@ def plot_patches(
                 axis.set_xlabel(str(number + 1), color=style.muted, fontsize=8, labelpad=1)
         axis = right.subplots()
         limit = float(tokens.abs().max())
-        drawn = axis.imshow(
-            tokens, cmap=style.diverging, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
-        )
+        height, width = tokens.shape
+        options = {"cmap": style.diverging, "vmin": -limit, "vmax": limit, "aspect": "auto"}
+        drawn = axis.imshow(tokens, extent=(0.5, width + 0.5, height + 0.5, 0.5), **options)
         axis.set_title(f"{len(tokens)} tokens\nof {tokens.shape[1]} numbers")
         axis.set(xlabel="filter", ylabel="patch")
-        if max(tokens.shape) <= 24:
-            axis.set_xticks(range(tokens.shape[1]), range(1, tokens.shape[1] + 1), fontsize=8.5)
-            axis.set_yticks(range(len(tokens)), range(1, len(tokens) + 1), fontsize=8.5)
-        axis.tick_params(length=0)
+        for sides, count in ((axis.xaxis, width), (axis.yaxis, height)):
+            sides.set_major_locator(FixedLocator(range(1, count + 1, 1 if count <= 16 else -(-count // 4))))
+        axis.tick_params(length=0, labelsize=8.5 if width <= 8 else 7)
         right.colorbar(drawn, ax=axis, fraction=0.08, pad=0.03).outline.set_visible(False)
 
 
@@ -173,26 +174,36 @@ def _show_attention(
 
 
 def _plot_maps(
-    images: torch.Tensor, maps: dict[str, torch.Tensor], predictions: list[str], path: Path, caption: str, style: Style
-) -> None:
-    """A row per image, with its prediction and a map per title, all on one scale. Each of `maps` has shape
-    `(n, 1 + patches)`."""
-    limit = max(0.1, max(float(values.max()) for values in maps.values()))
+    images: torch.Tensor, maps: dict[str, dict[str, torch.Tensor]], predictions: list[str], path: Path, caption: str,
+    style: Style,
+) -> None:  # fmt: skip
+    """Maps of attention by the titles of their rows and columns, for each image, with its prediction, all on one
+    scale. Each map has shape `(n, 1 + patches)`."""
+    limit = max(0.1, max(float(values.max()) for row in maps.values() for values in row.values()))
     norm = PowerNorm(0.5, 0, limit)
-    columns = 1 + len(maps)
+    columns = 1 + len(next(iter(maps.values())))
     size = max(0.8, (WIDTH - 0.7) / columns)
-    with style.figure(path, size * columns + 0.7, (size * 1.3 + 0.05) * len(images) + 0.45, caption) as figure:
-        axes = figure.subplots(len(images), columns, squeeze=False)
-        for row, (image, line) in enumerate(zip(images, axes, strict=True)):
-            style.show(line[0], image)
-            line[0].set_xlabel(printable(f"read as {predictions[row]}"), **style.small)
-            for (title, values), axis in zip(maps.items(), line[1:], strict=True):
-                _show_attention(axis, image, values[row].float(), norm, style)
+    lines = len(images) * len(maps)
+    with style.figure(path, size * columns + 0.7, (size * 1.3 + 0.05) * lines + 0.45, caption) as figure:
+        axes = iter(figure.subplots(lines, columns, squeeze=False))
+        for number, image in enumerate(images):
+            for row, (name, titled) in enumerate(maps.items()):
+                first, *others = next(axes)
                 if row == 0:
-                    axis.set_title(title)
+                    style.show(first, image)
+                    first.set_xlabel(printable(f"read as {predictions[number]}"), **style.small)
+                else:
+                    first.set_axis_off()
+                others[0].set_ylabel(name)
+                for (title, values), axis in zip(titled.items(), others, strict=True):
+                    _show_attention(axis, image, values[number].float(), norm, style)
+                    if number == row == 0:
+                        axis.set_title(title)
         colors = matplotlib.cm.ScalarMappable(norm, style.sequential)
         ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.7, 1) if tick <= limit]
-        bar = figure.colorbar(colors, ax=axes, fraction=0.05, aspect=30, pad=0.02, format="{x:.0%}", ticks=ticks)
+        bar = figure.colorbar(
+            colors, ax=figure.axes, fraction=0.05, aspect=30, pad=0.02, format="{x:.0%}", ticks=ticks
+        )
         bar.outline.set_visible(False)
 
 
@@ -202,12 +213,16 @@ def plot_attention(
 ) -> None:  # fmt: skip
     """The attention of the CLS token, per layer and head, over `images` of shape `(n, height, width)`, uint8.
     `attentions` has a tensor of shape `(n, heads, 1 + patches, 1 + patches)` per layer. The scale of colors is the
-    square root, on which heads that spread their attention can be read beside those that do not."""
-    maps = {
-        f"layer {layer + 1}\nhead {head + 1}": attention[:, head, 0]
-        for layer, attention in enumerate(attentions) for head in range(attention.shape[1])
-    }  # fmt: skip
-    _plot_maps(images, maps, predictions, path, caption, style)
+    square root, on which heads that spread their attention can be read beside those that do not. Layers that do not
+    fit beside each other get a row each."""
+    layers = {
+        f"layer {layer}": {f"head {head + 1}": attention[:, head, 0] for head in range(attention.shape[1])}
+        for layer, attention in enumerate(attentions, 1)
+    }
+    if sum(map(len, layers.values())) <= MAX_COLUMNS:
+        row = {f"{layer}\n{head}": values for layer, heads in layers.items() for head, values in heads.items()}
+        layers = {"": row}
+    _plot_maps(images, layers, predictions, path, caption, style)
 
 
 def plot_rollout(
@@ -216,5 +231,5 @@ def plot_rollout(
 ) -> None:  # fmt: skip
     """The attention of the CLS token in each layer, the mean of its heads, beside its rollout of shape
     `(n, 1 + patches, 1 + patches)`, on one scale. `images` and `attentions` as in [`plot_attention`]."""
-    maps = {f"layer {layer + 1}": attention.mean(1)[:, 0] for layer, attention in enumerate(attentions)}
-    _plot_maps(images, maps | {"rollout": rollout[:, 0]}, predictions, path, caption, style)
+    maps = {f"layer {layer}": attention.mean(1)[:, 0] for layer, attention in enumerate(attentions, 1)}
+    _plot_maps(images, {"": maps | {"rollout": rollout[:, 0]}}, predictions, path, caption, style)

@@ -59,39 +59,53 @@ def plot_training(
         _show_warmup(rate, history, run, style)
 
 
+def _last_epoch(history: list[dict]) -> float:
+    """The number of epochs that a history records; 0 if there is none."""
+    epochs = _series(history, "epoch")[0]
+    return max(epochs[np.isfinite(epochs)], default=0)
+
+
 def _mark_augmentation(axes: tuple[plt.Axes, ...], history: list[dict], run: dict[str, Any], style: Style) -> None:
     """Say why the training loss drops where augmentation ends."""
-    until = run.get("augmentation", {}).get("augment_until", 1)
-    last = max(_series(history, "epoch")[0], default=0)
-    if until >= 1 or not last:
+    until, last = run.get("augmentation", {}).get("augment_until", 1), _last_epoch(history)
+    if not isinstance(until, float) or not 0 < until < 1 or not last:
         return
     for axis in axes:
         axis.axvline(until * last, color=style.muted, lw=1, ls=(0, (4, 3)), zorder=1)
     text = f"after epoch {until * last:g}, training images\nare not augmented: they are\neasier, their loss is lower"
-    place = {"ha": "right", "va": "center", "color": style.muted, "fontsize": 9.5}
-    axes[0].text((until - 0.02) * last, 0.52, text, transform=axes[0].get_xaxis_transform(), **place)
+    box = {"facecolor": style.paper, "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    place = {"ha": "right", "va": "center", "color": style.muted, "fontsize": 9.5, "bbox": box}
+    _, values = _series(history, "loss")
+    bottom, height = np.log(axes[0].get_ylim()[0]), np.diff(np.log(axes[0].get_ylim())).item()
+    level = (np.log(np.nanmin(values, initial=np.exp(bottom + height))) - bottom) / height  # of the loss at the end
+    middle = level - 0.22 if level > 0.45 else 0.52
+    axes[0].text((until - 0.02) * last, middle, text, transform=axes[0].get_xaxis_transform(), **place)
 
 
 def _show_warmup(axis: plt.Axes, history: list[dict], run: dict[str, Any], style: Style) -> None:
-    """Enlarge the steps of the warmup, which are a few of many."""
+    """Mark the warmup, and enlarge it if it is a few steps of many."""
     training = run.get("training", {})
-    steps = max((entry["step"] for entry in history if "step" in entry), default=0)
-    last = max(_series(history, "epoch")[0], default=0)
-    rates = learning_rates(training, steps) if steps and last and "learning_rate" in training else None
+    steps = max((entry["step"] for entry in history if isinstance(entry.get("step"), int)), default=0)
+    last = _last_epoch(history)
+    rates = learning_rates(training, steps) if last else None
     warmup = count_warmup(training, steps) if rates else 0
-    if not warmup:
+    if not 0 < warmup <= steps == len(rates):
         return
     epochs = np.arange(1, 1 + steps) * last / steps
     axis.lines[0].set_data(epochs, rates)
     axis.relim()
     axis.autoscale_view()
     axis.axvspan(0, warmup * last / steps, color=style.orange, alpha=0.35, lw=0)
+    title = f"warmup: {warmup:,} steps"
+    if warmup > steps / 20:
+        axis.text((warmup / steps + 0.02) * last, 0.05 * max(rates), title, fontsize=9.5)
+        return
     inset = axis.inset_axes((0.6, 0.42, 0.38, 0.5))
     shown = min(4 * warmup, steps)
     inset.plot(range(1, 1 + shown), rates[:shown], color=style.blue)
     inset.axvspan(0, warmup, color=style.orange, alpha=0.35, lw=0)
     inset.set(ylim=(0, None), xlim=(0, shown), yticks=[], xlabel="step")
-    inset.set_title(f"warmup: {warmup:,} steps", fontsize=9.5, fontweight="normal", pad=3)
+    inset.set_title(title, fontsize=9.5, fontweight="normal", pad=3)
     inset.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     inset.tick_params(labelsize=9)
 

@@ -57,7 +57,7 @@ class Style:
             "figure.facecolor": self.paper, "axes.facecolor": self.paper, "savefig.facecolor": self.paper,
             "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": self.muted,
             "xtick.color": self.muted, "ytick.color": self.muted, "legend.frameon": False,
-            "axes.titlesize": 10.5, "axes.titleweight": "bold", "savefig.dpi": 160, "svg.hashsalt": "vit-mnist",
+            "axes.titlesize": 10.5, "axes.titleweight": "bold", "savefig.dpi": 190, "svg.hashsalt": "vit-mnist",
         }  # fmt: skip
 
     @property

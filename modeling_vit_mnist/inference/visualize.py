@@ -26,6 +26,7 @@ from .predict import check_output
 from .subject import Subject
 
 WARPED_EPOCHS = 7  # shown of each training image
+MAX_ADDED = 1_000_000  # images made by code, as a record of a stranger may have any number
 
 
 def _say_written(target: dict) -> None:
@@ -128,11 +129,11 @@ def view_attention(subject: Subject) -> None:
 def view_rollout(subject: Subject) -> None:
     """Attention of the CLS token per layer, beside its rollout through all layers."""
     attentions, predictions = subject.attentions
-    least = 0.5 ** len(attentions)
+    least = 100 * 0.5 ** len(attentions)
     caption = (
         f"{subject.name}, {subject.data}. Mean of the heads per layer, and their rollout through all layers (Abnar "
         "and Zuidema, 2020), on one scale. In a rollout, half of each layer is the residual connection, which passes "
-        f"each token on: so CLS keeps at least {least:.0%} of itself."
+        f"each token on: so CLS keeps at least {least:.3g}% of itself."
     )
     target = subject.target("rollout", caption)
     rollout = attention_rollout(attentions)
@@ -148,7 +149,6 @@ def view_warps(subject: Subject) -> None:
         settings = {name: value for name, value in run.get("augmentation", {}).items() if name in known}
         augmentation, seed = AugmentationArguments(**settings), int(run["training"]["seed"])
         added = augmentation.num_photographs + augmentation.num_drawn_digits + augmentation.num_outliers
-        total = int(run["data"]["train"]) + added
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{args.model} holds no record of its training: cannot read run.json.") from error
     limits = {
@@ -160,7 +160,8 @@ def view_warps(subject: Subject) -> None:
     if not words:
         raise UsageError(f"{args.model} was trained without augmentation: choose another --model.")
     train = load_images(subject.data_args, subject.processor, ["train"])["train"]
-    images, chosen, total = subject.select(train).images, torch.tensor(args.index), max(total, len(train))
+    images, chosen = subject.select(train).images, torch.tensor(args.index)
+    total = len(train) + min(added, MAX_ADDED)  # the draws depend on how many images there are
     drawn = [draw_warps(augmentation, total, (seed, epoch)) for epoch in range(WARPED_EPOCHS)]
     warped = [warp_images(images, **{name: draws[chosen] for name, draws in warps.items()}) for warps in drawn]
     caption = (
