@@ -70,8 +70,9 @@ def draw_results(subject: Subject, column: str) -> None:
             axis.errorbar(x, error, **spread, fmt=marker, color=color, markersize=6, capsize=2, elinewidth=1)
             offset, ha, va = PLACES[row["label"]]
             weight = "bold" if row["kind"] == "ours" else "normal"
-            options = {"color": color, "fontsize": 9, "fontweight": weight, "textcoords": "offset points"}
-            axis.annotate(row["network"], (x, error), offset, ha=ha, va=va, **options)
+            box = {"facecolor": style.paper, "edgecolor": "none", "pad": 0.5}  # over the lines of the grid
+            options = {"color": color, "fontsize": 9, "fontweight": weight, "bbox": box}
+            axis.annotate(row["network"], (x, error), offset, textcoords="offset points", ha=ha, va=va, **options)
         errors = [100 - row["accuracy"] for row in shown]
         axis.set(ylim=(1.25 * max(errors), min(errors) / 1.3))
         axis.yaxis.set_major_locator(FixedLocator([100 - value for value in LABELLED]))
