@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+import warnings
 from contextlib import contextmanager
 
 import matplotlib.figure
@@ -366,6 +367,7 @@ def test_the_learning_rate_of_each_step(drawn, tmp_path):
         loss, _, rate = drawn[-1].axes[:3]
         shown = [text.get_text() for text in rate.texts] + [inset.get_title() for inset in rate.child_axes]
         assert shown == [f"warmup: {warmup:,} steps"]
+        assert rate.get_ylim()[1] >= max(rates)
         ends = run["augmentation"]["augment_until"] * history[-1]["epoch"]
         assert loss.lines[2].get_xdata() == [ends, ends]
         assert any(f"after epoch {ends:g}" in text.get_text() for text in loss.texts)
@@ -485,7 +487,7 @@ def test_the_confusion_matrix_names_both_sides(drawn, tmp_path):
     assert [label.get_text() for label in axis.get_yticklabels()] == ["$a^ (2)", "b\\n (1)", "only here (2)"]
     percent = {text.get_position()[::-1]: float(text.get_text()) for text in axis.texts}
     assert percent == {(0, 0): 50, (0, 1): 50, (1, 1): 100, (2, 0): 100}
-    assert "$a^, not only here" in [axis.get_title() for axis in drawn[0].subfigs[1].axes]
+    assert "$a^,\nnot only here" in [axis.get_title() for axis in drawn[0].subfigs[1].axes]
     drawn[0].canvas.draw()  # without reading the names as formulas
 
 
@@ -502,6 +504,17 @@ def test_records_of_strangers_leave_the_curves_as_they_are(drawn, tmp_path, run)
     history = [{"epoch": 1, "step": 10, "learning_rate": 0.1}, {"epoch": float("inf"), "step": "x", "loss": 1}]
     plots_results.plot_training(history, tmp_path / "x", run=run)
     assert drawn[0].axes[2].lines[0].get_ydata() == [0.1] and not drawn[0].axes[2].child_axes
+
+
+def test_long_names_of_classes_leave_room_for_the_matrix(tmp_path):
+    names = [f"a class with a long name {number}" for number in range(10)]
+    labels = torch.arange(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # matplotlib warns if there is no room
+        plots_results.plot_mistakes(
+            torch.zeros(10, 28, 28), labels, torch.eye(10).roll(1, 0), names, tmp_path / "x.png"
+        )
+        plots.plot_data(torch.zeros(10, 28, 28, dtype=torch.uint8), labels, names, tmp_path / "y.png")
 
 
 def test_gaps_in_a_history(drawn, tmp_path):

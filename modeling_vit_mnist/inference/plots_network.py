@@ -9,11 +9,10 @@ import torch
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import FixedLocator
 
-from ..cli.errors import printable
 from ..configuration_vit_mnist import VitMnistConfig
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .architecture import parameter_budget
-from .style import LIGHT, WIDTH, Style
+from .style import LIGHT, WIDTH, Style, shorten
 
 MAX_FILTERS = 8  # shown
 MAX_COLUMNS = 6  # of attention beside an image
@@ -191,7 +190,8 @@ def _plot_maps(
                 first, *others = next(axes)
                 if row == 0:
                     style.show(first, image)
-                    first.set_xlabel(printable(f"read as {predictions[number]}"), **style.small)
+                    answer = shorten(predictions[number], 14)
+                    first.set_xlabel(f"read as{' ' if len(answer) < 6 else chr(10)}{answer}", **style.small)
                 else:
                     first.set_axis_off()
                 others[0].set_ylabel(name)

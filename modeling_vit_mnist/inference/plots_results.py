@@ -7,11 +7,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from ..cli.errors import printable
 from .analysis import Calibration, count_warmup, learning_rates
-from .style import LIGHT, WIDTH, Style
+from .style import LIGHT, WIDTH, Style, shorten
+
+MAX_NAME = 16  # characters of a class
 
 
 def _series(history: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +36,11 @@ def plot_training(
         if not run.get("augmentation"):
             loss.lines[0].set_label("training images")
             loss.lines[1].set_label("validation images")
+        for line in loss.lines:
+            line.set_marker("o" if len(line.get_xdata()) < 4 else "")  # of a single point, no line is drawn
         loss.set_title("Cross-entropy", loc="left")
         loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         loss.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         loss.yaxis.set_minor_formatter(NullFormatter())
         loss.legend(fontsize=9.5)
@@ -93,10 +97,9 @@ def _show_warmup(axis: plt.Axes, history: list[dict], run: dict[str, Any], style
         return
     epochs = np.arange(1, 1 + steps) * last / steps
     axis.lines[0].set_data(epochs, rates)
-    axis.relim()
-    axis.autoscale_view()
+    axis.set(ylim=(0, 1.05 * max(rates)), xlim=(-0.05 * last, 1.05 * last))
     axis.axvspan(0, warmup * last / steps, color=style.orange, alpha=0.35, lw=0)
-    title = f"warmup: {warmup:,} steps"
+    title = f"warmup: {warmup:,} step{'s' if warmup > 1 else ''}"
     if warmup > steps / 20:
         axis.text((warmup / steps + 0.02) * last, 0.05 * max(rates), title, fontsize=9.5)
         return
@@ -120,7 +123,7 @@ def plot_mistakes(
     from sklearn.metrics import confusion_matrix
 
     confidence, predictions = probabilities.max(1)
-    names = [*map(printable, names)]
+    names = [shorten(name, MAX_NAME) for name in names]
     confusion = confusion_matrix(labels, predictions, labels=range(len(names)))[:, : probabilities.shape[1]]
     totals = labels.bincount(minlength=len(names)).numpy()
     rates = confusion / np.maximum(totals, 1)[:, None]
@@ -152,7 +155,9 @@ def plot_mistakes(
         style.fill(axes, images[worst])
         for axis, index in zip(axes, worst.tolist(), strict=False):
             title = f"{names[predictions[index]]}, not {names[labels[index]]}"
-            axis.set_title(title, fontsize=9.5, fontweight="normal", color=style.red, pad=3)
+            is_long = len(title) > 12
+            title = title.replace(", not ", ",\nnot ") if is_long else title
+            axis.set_title(title, fontsize=7.5 if is_long else 9.5, fontweight="normal", color=style.red, pad=3)
             axis.set_xlabel(f"{confidence[index]:.0%}", **style.small)
 
 
