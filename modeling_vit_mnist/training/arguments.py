@@ -117,7 +117,7 @@ class VitMnistTrainingArguments(TrainingArguments):
     )
     overwrite: bool = arg(False, "Replace another run in the output folder.")
     keep_checkpoints: bool = arg(False, "Keep the training checkpoints of a finished run.")
-    report: bool = arg(False, "Also write report.html, a page with recipe, results and figures, to the output folder.")
+    report: bool = arg(False, "Also write report.html: recipe, results and figures on one page.")
     push_sample_model: bool = arg(False, "Allow --push_to_hub for a model trained on the bundled 5,000-image sample.")
 
     def __post_init__(self):
