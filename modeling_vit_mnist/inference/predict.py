@@ -139,7 +139,8 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     if args.output:
         print(f"Wrote {printable(args.output)}")
     if args.grid:
-        plot_predictions(torch.stack([image for image, _ in drawn]), [row for _, row in drawn], Path(args.grid))
+        images, rows = torch.stack([image for image, _ in drawn]), [row for _, row in drawn]
+        plot_predictions(images, rows, Path(args.grid), caption=f"{Path(args.model).name}: {what}.")
         only = f" with the first {len(drawn)} images" if tally.images > len(drawn) else ""
         print(f"Wrote {printable(args.grid)}{only}")
 
