@@ -264,7 +264,7 @@ def test_predictions_equal_those_in_memory(run_script, tmp_path):
             output = tmp_path / f"{len(outputs)}.{suffix}"
             done = run_script(
                 "run_inference.py", "--dataset_name", SAMPLE, "--num_samples", 0, "--batch_size", 128, "--top_k", 2,
-                "--output", output, *flag,
+                "--output", output, "--quiet", "no", *flag,
             )  # fmt: skip
             assert done.code == 0, done.err
             lines = [line for line in done.out.splitlines() if line.startswith("Idx")]
