@@ -31,16 +31,19 @@ def run(command: Callable[[], None]) -> None:
 @contextmanager
 def default_model(args: Any, parser: RecipeParser) -> Iterator[None]:
     """Without `--model`, run the block with the checkpoint of [`find_default_model`], and then name it on stderr."""
+    from .checkpoints.card import read_run
     from .checkpoints.folder import DEFAULT_MODEL, find_default_model
 
     if "model" in parser.given:
         yield
         return
     path = find_default_model()
+    what = "the bundled vit-mnist-tiny"
+    if path != DEFAULT_MODEL:
+        what = printable(f"{path}, the newest run, trained on {read_run(path)[1]['dataset']}")
     args.model = str(path)
     yield
     if int(os.environ.get("RANK", 0)) == 0:
-        what = "the bundled vit-mnist-tiny" if path == DEFAULT_MODEL else f"{printable(str(path))}, the newest run"
         print(f"Model: {what} (--model chooses another)", file=sys.stderr)
 
 

@@ -621,7 +621,9 @@ def test_without_a_name_the_newest_finished_run_is_used(run_script, tmp_path, mo
         os.utime(tmp_path / name / "all_results.json", (1e9 + time,) * 2)
     (tmp_path / "cut off" / "model.safetensors").unlink()
     (tmp_path / "unfinished" / "all_results.json").unlink()
-    assert shown(1) == {f"Model: {tmp_path / 'new'}, the newest run (--model chooses another)\n"}
+    assert shown(1) == {
+        f"Model: {tmp_path / 'new'}, the newest run, trained on ylecun/mnist (--model chooses another)\n"
+    }
     assert run_script("run_visualize.py", "model", "--model", TINY).err == ""
 
 

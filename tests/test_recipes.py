@@ -63,6 +63,10 @@ RECIPES = {
         "optim": "adam", "learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.99, "warmup_steps": 0.15,
         "num_train_epochs": 105, "eval_strategy": "epoch", "max_translate": 0, "max_rotation": 0, "max_shear": 0,
     },
+    "finetune": NARROW | {
+        "optim": "adam", "learning_rate": 0.0003, "adam_beta2": 0.99, "warmup_steps": 0.15, "num_train_epochs": 20,
+        "whiten_patches": False, "metric_for_best_model": "loss", "greater_is_better": False,
+    },
     "small": SMALL | DRAWN,
     "images": SMALL | dict.fromkeys(DRAWN, 0) | {"do_deskew": False, "do_frame": False},
 }  # fmt: skip

@@ -523,7 +523,23 @@ def test_gaps_in_a_history(drawn, tmp_path):
     plots_results.plot_training(history, tmp_path / "x")
     _, accuracy, _ = drawn[0].axes
     np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.5, np.nan, 0.9, np.nan, 0.8])
-    assert [text.get_text() for text in accuracy.texts] == ["best 90.00%, epoch 2"]
+    assert [text.get_text() for text in accuracy.texts] == ["selected: 90.00%, epoch 2"]
+
+
+@pytest.mark.parametrize(
+    ("training", "epoch"),
+    [
+        ({}, 2), ({"metric_for_best_model": "accuracy", "greater_is_better": True}, 2),
+        ({"metric_for_best_model": "loss", "greater_is_better": False}, 1), ({"load_best_model_at_end": False}, 4),
+    ],
+)  # fmt: skip
+def test_the_selected_epoch_is_marked(training, epoch, drawn, tmp_path):
+    accuracies, losses = [0.5, 0.7, 0.9, 0.9, 0.8], [3.0, 0.5, 1.0, 2.0, 4.0]
+    measured = enumerate(zip(accuracies, losses, strict=True))
+    history = [{"epoch": at, "eval_accuracy": accuracy, "eval_loss": loss} for at, (accuracy, loss) in measured]
+    plots_results.plot_training(history, tmp_path / "x", run={"training": training})
+    _, accuracy, _ = drawn[0].axes
+    assert [text.get_text() for text in accuracy.texts] == [f"selected: {accuracies[epoch]:.2%}, epoch {epoch}"]
 
 
 @pytest.mark.parametrize(

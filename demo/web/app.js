@@ -54,7 +54,7 @@ async function findFollowed(loaded) {
   }
   if (network !== loaded) return; // the choice changed
   followed = found;
-  say(find("follow"), `Follow this digit through ${found === loaded ? "the network" : `the network ${found?.name}`}`);
+  say(find("follow"), `Follow this digit through the ${found === loaded ? "" : `${found?.name} `}network`);
   update();
 }
 

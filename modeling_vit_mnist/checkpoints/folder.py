@@ -1,5 +1,6 @@
 """Checkpoint folders: load one, or write one that is complete: weights, config, processor, code, card and records."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -103,8 +104,9 @@ def load_checkpoint(
         check_files(folder)
     elif os.path.isfile(name):
         raise UsageError(f"{name} is a file, not a checkpoint folder. `run_export.py --format import` converts files.")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UsageError(f"No checkpoint folder {name!r}.")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).parent == RUNS:
+        near = difflib.get_close_matches(name, map(str, [*Path().glob("*/"), *RUNS.glob("*/")]), n=1)
+        raise UsageError(f"No checkpoint folder {name!r}" + (f": did you mean {near[0]}?" if near else "."))
     known = {key: kwargs[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in kwargs}
     kwargs["revision"] = resolve_revision(name, **known)  # once, so that all files come from one commit
     location = {key: value for key, value in kwargs.items() if key in LOCATION}

@@ -139,6 +139,11 @@ class RecipeParser(HfArgumentParser):
             check_values(path, values)
         except UsageError:
             raise
+        except FileNotFoundError as error:
+            recipes = [other.as_posix() for other in path.parent.glob("*.yaml")]
+            near = difflib.get_close_matches(path.as_posix(), recipes, n=1, cutoff=0.5)
+            advice = f"; did you mean {near[0]}?" if near else "."
+            raise UsageError(f"Cannot read the recipe {path}: there is no such file{advice}") from error
         except (OSError, ValueError, YAMLError, RecursionError) as error:
             reason = str(error)
             if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:  # str() takes eight lines

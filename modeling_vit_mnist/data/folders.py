@@ -79,6 +79,9 @@ def _load_files(folder: Path, listed: list[Path], streaming: bool) -> RawDataset
     """A folder of images or tables. The files are listed here, since `datasets` takes characters such as "[" of a path
     for a pattern, and takes two folders of one name whose cards are equal for one dataset."""
     root = folder.resolve()
+    if not listed:
+        advice = f"put images into a folder per class, such as {folder / 'train' / '0' / 'a.png'}"
+        raise UsageError(f"Cannot read the dataset in {folder}: it is empty. To train on images of yours, {advice}.")
     if not all(_is_utf8(str(file)) for file in listed):
         card_file = [Path("README.md")] if (root / "README.md").exists() else []
         root, listed = _link_utf8(root, card_file + listed)

@@ -213,11 +213,11 @@ def _hold_out(dataset: ImageDataset, split: str, size: int, args: DataArguments)
     options = {"test_size": size, "random_state": args.split_seed}
     try:
         parts = train_test_split(np.arange(len(dataset)), stratify=dataset.labels.numpy(), **options)
-    except ValueError as error:  # too few images, at least of one class
-        reason = str(error).split(". ")[0]
+    except ValueError:  # too few images, at least of one class
         logger.warning(
-            "Holding out %d of %d images for %s whatever their class: %s", size, len(dataset), split, reason
-        )
+            "The %s split, %d of %d images, is drawn whatever their class: too few images. Accuracy on it is coarse.",
+            split, size, len(dataset),
+        )  # fmt: skip
         parts = train_test_split(np.arange(len(dataset)), **options)
     rest, held_out = (dataset.select(torch.from_numpy(np.sort(part))) for part in parts)
     return rest, held_out

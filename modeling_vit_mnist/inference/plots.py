@@ -1,6 +1,7 @@
 """Figures of images: data, predictions, augmentation, framing. `plot_*` functions write the PNG or SVG file `path`,
 with `caption` below the figure."""
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -119,7 +120,7 @@ def plot_framing(
                 top, bottom, left, right = bounds(found.digit)
                 corner, size_of_box = (left - 0.5, top - 0.5), (right - left, bottom - top)
                 line[2].add_patch(plt.Rectangle(corner, *size_of_box, fill=False, color=style.orange, lw=1.5))
-            below = text.replace(", ", "\n").replace("strokes of ", "strokes: ")
+            below = re.sub(r"strokes of (\S+) pixels of (\d+)", r"strokes: \1\nof \2 pixels", text.replace(", ", "\n"))
             line[3].set_xlabel(below, **style.small | ({"color": style.red} if found.problem else {}))
 
 

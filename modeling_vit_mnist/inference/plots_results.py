@@ -47,12 +47,13 @@ def plot_training(
         epochs, values = _series(history, "eval_accuracy")
         accuracy.plot(epochs, values, color=style.blue)
         if np.isfinite(values).any():
-            best = int(np.nanargmax(values))
-            accuracy.plot(epochs[best], values[best], "o", color=style.red, markersize=5)
-            text = f"best {values[best]:.2%}, epoch {epochs[best]:g}"
+            chosen = int(np.argmin(abs(epochs - _selected_epoch(history, run))))
+            accuracy.plot(epochs[chosen], values[chosen], "o", color=style.red, markersize=5, clip_on=False)
+            text = f"selected: {values[chosen]:.2%}, epoch {epochs[chosen]:g}"
             box = {"facecolor": style.paper, "edgecolor": "none", "pad": 2}
             accuracy.text(0.97, 0.07, text, transform=accuracy.transAxes, ha="right", color=style.red, bbox=box)
-            accuracy.set_ylim(max(0, min(1, np.nanquantile(values, 0.1)) - 0.02), np.nanmax(values) + 0.01)
+            low = np.nanquantile(values, 0.1) if len(values) > 20 else np.nanmin(values)
+            accuracy.set_ylim(max(0, min(1, low) - 0.02), np.nanmax(values) + 0.01)
         accuracy.set_title("Validation accuracy", loc="left")
         accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         logged = _series(history, "learning_rate")
@@ -61,6 +62,19 @@ def plot_training(
         rate.set(xlabel="epoch", ylim=(0, None))
         _mark_augmentation((loss, accuracy), history, run, style)
         _show_warmup(rate, history, run, style)
+
+
+def _selected_epoch(history: list[dict], run: dict[str, Any]) -> float:
+    """The epoch whose weights are those of the checkpoint: the first with the best value of the run's metric, or the
+    last one."""
+    training = run.get("training", {})
+    if training.get("load_best_model_at_end") is False:
+        return _last_epoch(history)
+    epochs, values = _series(history, f"eval_{training.get('metric_for_best_model', 'accuracy')}")
+    if not np.isfinite(values).any():
+        epochs, values = _series(history, "eval_accuracy")
+    sign = -1 if training.get("greater_is_better") is False else 1
+    return float(epochs[np.nanargmax(sign * values)])
 
 
 def _last_epoch(history: list[dict]) -> float:

@@ -32,13 +32,13 @@ def find_damage(checkpoint: Path) -> str | None:
         try:
             found = _describe((checkpoint / name).read_bytes())
         except FileNotFoundError:
-            return f"{name} is missing"
+            return f"{name} is missing, which {MANIFEST} names"
         except (OSError, ValueError) as error:
             return f"{name} is unreadable ({error})"
         if found["size"] != size:
-            return f"{name} is damaged: it has {found['size']:,} bytes, not {size:,}"
+            return f"{name} is damaged: it has {found['size']:,} bytes, {MANIFEST} says {size:,}"
         if found["sha256"] != digest:
-            return f"{name} is damaged: its content is not what was written"
+            return f"{name} is damaged: its content is not what {MANIFEST} says"
     return None if expected else f"{MANIFEST} is damaged: it names no files"
 
 

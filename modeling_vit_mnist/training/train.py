@@ -115,7 +115,7 @@ def _train(
     if results is not None:
         if is_main:
             print(f"This run has already finished in {printable(str(folder))} (--overwrite trains it again).")
-            print_results(results)
+            print_results(results, args.metric_for_best_model)
             push_finished(args)
         return results
     if augmentation.draws:
@@ -163,7 +163,7 @@ def _train(
     }
     if is_main:
         save_run(trainer, run, results, args)
-        print_results(results)
+        print_results(results, args.metric_for_best_model)
         print(f"Saved to {printable(str(folder))}")
         push_finished(args)
     return results
@@ -180,6 +180,8 @@ def load_data(
         processor = VitMnistImageProcessor(size=model_args.image_size or VitMnistConfig.image_size)
     for name in ("do_frame", "do_deskew"):
         if (value := getattr(model_args, name)) is not None:
+            if model_args.model_name_or_path and getattr(processor, name) and not value:
+                logger.warning("%s is off: %s was trained with it.", name, model_args.model_name_or_path)
             setattr(processor, name, value)
     datasets: dict[str, Any] = (stream_images if data_args.streaming else load_images)(data_args, processor)
     is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
@@ -263,9 +265,11 @@ def describe_device(args: VitMnistTrainingArguments) -> str:
     return name if args.world_size == 1 else f"{args.world_size} processes, each {name}"
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """The facts that the original system printed at its end."""
-    print(f"Best accuracy: {results['eval_accuracy']:.2%} on validation, epoch {results['best_epoch']:g}")
+def print_results(results: dict[str, Any], metric: str | None) -> None:
+    """The facts that the original system printed at its end. `metric` has selected the epoch."""
+    is_best, reason = ("Best accuracy", "") if metric == "accuracy" else ("Accuracy", f", selected by {metric}")
+    epoch = f"epoch {results['best_epoch']:g}{reason}"
+    print(f"{is_best}: {results['eval_accuracy']:.2%} on validation, {epoch}")
     print(f"Test accuracy: {results['test_accuracy']:.2%} of {results['test_samples']:,} images")
     print(f"Ended at: {results['ended_at']}")
     print(f"Duration: {timedelta(seconds=round(results['duration']))}")
