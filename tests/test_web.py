@@ -875,7 +875,7 @@ def test_the_pictures_of_the_documentation(chromium, request):
         pytest.skip("needs --screenshot FILE")
     for scheme, name in (("light", path.name), ("dark", f"{path.stem}-dark{path.suffix}")):
         chromium.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
-        chromium.open(width=1040, height=880, scheme=scheme, checkpoint="tiny")
+        chromium.open(width=1040, height=1000, scheme=scheme, checkpoint="tiny")
         chromium.draw(DIGITS["2"])
         chromium.point_at(chromium.find("#picker [data-token='0']"))
         chromium.run("scrollTo(0, 0)")
