@@ -431,7 +431,7 @@ def test_drawn_digits_are_recognized(page, checkpoint):
     followed = "tiny" if checkpoint == "small" else checkpoint
     page.open(checkpoint=checkpoint)
     page.wait(page.find("#follow").is_displayed)
-    assert page.find("#follow").text.endswith("the network tiny" if checkpoint == "small" else "the network")
+    assert page.find("#follow").text.endswith("the tiny network" if checkpoint == "small" else "the network")
     for digit, strokes in DIGITS.items():
         page.find("#clear").click()
         page.draw(strokes)
