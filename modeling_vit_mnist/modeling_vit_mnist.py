@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -133,6 +134,14 @@ def has_hooks(modules: Iterable[nn.Module]) -> bool:
     return any(getattr(hook, "__module__", None) != capture_outputs.__module__ for hook in hooks)
 
 
+def _check_weights(file: str) -> None:
+    """Raise `ValueError` unless a safetensors file holds finite floats of 16 bits or more."""
+    for name, weight in load_file(file).items():
+        if not weight.is_floating_point() or weight.element_size() < 2 or not weight.isfinite().all():
+            kind = f"not finite floats of 16 bits or more ({weight.dtype})"
+            raise ValueError(f"{name} holds weights that are {kind}, in {file}.")
+
+
 class VitMnistPreTrainedModel(PreTrainedModel):
     """What the model and the classifier share: supported features and the initialization of weights."""
 
@@ -154,6 +163,14 @@ class VitMnistPreTrainedModel(PreTrainedModel):
         for validate in (config.validate_sizes, config.validate_ranges, config.validate_labels):
             validate()
         super().__init__(config)
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # transformers would cast integers without the scale that a quantizer has divided by, and load NaN.
+        for file in checkpoint_files or ():
+            if file.endswith(".safetensors") and not getattr(model.config, "quantization_config", None):
+                _check_weights(file)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -11,6 +11,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageClassification
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
 from modeling_vit_mnist.checkpoints import card
@@ -242,6 +243,30 @@ def test_integer_weights_are_refused_in_any_file(saved, tmp_path, split):
     save_file({name: (40 * tensor).to(torch.int8) for name, tensor in load_file(path).items()}, path)
     with pytest.raises(UsageError, match=r"of type torch\.int8"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageClassification])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: (10 * weight).to(torch.int8), lambda weight: weight.to(torch.float8_e4m3fn),
+        lambda weight: weight.to(torch.complex64), lambda weight: weight / 0, lambda weight: weight * torch.nan,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_from_pretrained_refuses_weights_that_it_would_cast_or_that_are_not_finite(
+    saved, tmp_path, change, is_sharded, auto_class
+):
+    shutil.copytree(saved[0], tmp_path / "x")
+    if is_sharded:
+        AutoModelForImageClassification.from_pretrained(saved[0]).save_pretrained(tmp_path / "x", max_shard_size=3000)
+        (tmp_path / "x" / "model.safetensors").unlink(missing_ok=True)
+    file = max((tmp_path / "x").glob("*.safetensors"))
+    state = load_file(file)
+    name = max(state)
+    save_file(state | {name: change(state[name])}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{name} holds weights that are not finite floats .*torch.*{file.name}"):
+        auto_class.from_pretrained(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", ["return_dict", "output_hidden_states"])
