@@ -134,14 +134,6 @@ def has_hooks(modules: Iterable[nn.Module]) -> bool:
     return any(getattr(hook, "__module__", None) != capture_outputs.__module__ for hook in hooks)
 
 
-def _check_weights(file: str) -> None:
-    """Raise `ValueError` unless a safetensors file holds finite floats of 16 bits or more."""
-    for name, weight in load_file(file).items():
-        if not weight.is_floating_point() or weight.element_size() < 2 or not weight.isfinite().all():
-            kind = f"not finite floats of 16 bits or more ({weight.dtype})"
-            raise ValueError(f"{name} holds weights that are {kind}, in {file}.")
-
-
 class VitMnistPreTrainedModel(PreTrainedModel):
     """What the model and the classifier share: supported features and the initialization of weights."""
 
@@ -167,9 +159,14 @@ class VitMnistPreTrainedModel(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
         # transformers would cast integers without the scale that a quantizer has divided by, and load NaN.
-        for file in checkpoint_files or ():
-            if file.endswith(".safetensors") and not getattr(model.config, "quantization_config", None):
-                _check_weights(file)
+        is_quantized = getattr(model.config, "quantization_config", None) is not None
+        names = {name.removeprefix("vit.") for name in model.state_dict()}
+        for file in () if is_quantized else checkpoint_files or ():
+            for name, weight in load_file(file).items() if file.endswith(".safetensors") else ():
+                is_float = weight.is_floating_point() and weight.element_size() > 1
+                if name.removeprefix("vit.") in names and not (is_float and weight.isfinite().all()):
+                    kind = f"not finite floats of 16 bits or more ({weight.dtype})"
+                    raise ValueError(f"{name} holds weights that are {kind}, in {file}.")
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     @torch.no_grad()
