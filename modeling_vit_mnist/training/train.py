@@ -267,9 +267,8 @@ def describe_device(args: VitMnistTrainingArguments) -> str:
 
 def print_results(results: dict[str, Any], metric: str | None) -> None:
     """The facts that the original system printed at its end. `metric` has selected the epoch."""
-    is_best, reason = ("Best accuracy", "") if metric == "accuracy" else ("Accuracy", f", selected by {metric}")
-    epoch = f"epoch {results['best_epoch']:g}{reason}"
-    print(f"{is_best}: {results['eval_accuracy']:.2%} on validation, {epoch}")
+    name, reason = ("Best accuracy", "") if metric == "accuracy" else ("Accuracy", f", selected by {metric}")
+    print(f"{name}: {results['eval_accuracy']:.2%} on validation, epoch {results['best_epoch']:g}{reason}")
     print(f"Test accuracy: {results['test_accuracy']:.2%} of {results['test_samples']:,} images")
     print(f"Ended at: {results['ended_at']}")
     print(f"Duration: {timedelta(seconds=round(results['duration']))}")
