@@ -143,17 +143,16 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
     top, bottom, left, right = bounds(digit)
     side, inside = max(bottom - top, right - left), ink[digit]
     area = inside.size
-    box, near, wide = (
+    box, near = (
         (slice(max(0, top - margin), bottom + margin), slice(max(0, left - margin), right + margin))
-        for margin in (0, side // 8, side // 2)
+        for margin in (0, side // 8)
     )
     # It is dark, clean and of thin strokes, ...
     contrast = percentile(inside, 75) / 255
     clean = int(inside.sum(dtype=np.int64)) / int(ink[near][ink[near] > threshold].sum(dtype=np.int64))
     width = stroke_width(digit[box]) / side
     # ... little else around it is as dark: around the hole in a 0, for example, is paper, ...
-    middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
-    dark = (int((gray[wide] < middle).sum()) - area / 2) / (gray[wide].size - area / 2)
+    dark = darkness_around(gray, paper, digit)
     # ... and it does not touch the border of the image, unless it fills the image.
     is_large = max(gray.shape) >= 64
     edge = 2 if is_large else 1
@@ -163,6 +162,25 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
     border = 5 * contact + 2.25 * part if is_large else 3 * contact  # small drawings are often cropped tightly
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
     return float(score - 10 * dark - border + 3.2)
+
+
+def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> float:
+    """The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its bounding
+    box has its own levels of both, since the edge of a shadow may cross it."""
+    top, bottom, left, right = bounds(digit)
+    margin = max(bottom - top, right - left) // 2
+    first_row, first_column = max(0, top - margin), max(0, left - margin)
+    wide = slice(first_row, bottom + margin), slice(first_column, right + margin)
+    gray, paper, digit = gray[wide], paper[wide], digit[wide]
+    down = 3 * (np.arange(gray.shape[0]) + first_row - top) // (bottom - top)
+    across = 3 * (np.arange(gray.shape[1]) + first_column - left) // (right - left)
+    ninth = 3 * down.clip(0, 2)[:, None] + across.clip(0, 2)  # those at the rim reach up to the margin
+    middle = (gray[digit].astype(np.int64) + paper[digit]) / 2
+    area = np.bincount(ninth[digit], minlength=9)
+    level = np.bincount(ninth[digit], middle, minlength=9) / np.maximum(area, 1)
+    level[area == 0] = middle.mean()
+    half = middle.size / 2  # of the digit itself, about half is counted
+    return (int((gray < level[ninth]).sum()) - half) / (gray.size - half)
 
 
 def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:

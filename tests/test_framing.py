@@ -117,6 +117,19 @@ def test_the_size_does_not_matter(digits, side, sheet):
         assert nearest_distance(framed.image, frame_digit(draw(digit)).image) < 6
 
 
+@pytest.mark.parametrize("angle", [0, 40, 90, 130, 200, 290])
+def test_a_digit_crossed_by_the_edge_of_a_shadow_is_found_whole(digits, angle):
+    """Shadowed paper may be as dark as the middle between ink and paper in the light."""
+    rows, columns = np.mgrid[:240, :300]
+    across = (columns - 150) * np.cos(np.deg2rad(angle)) + (rows - 120) * np.sin(np.deg2rad(angle))
+    light = np.clip(0.5 - across / 4, 0.4, 1)  # an edge of a few pixels
+    for digit in digits:
+        sheet = draw(digit, ink=80)
+        framed = frame_digit(np.round(sheet * light).astype(np.uint8))
+        assert framed.is_dark_on_light
+        assert nearest_distance(framed.image, frame_digit(sheet).image) < 16
+
+
 def test_a_small_digit_in_a_large_photograph_is_searched_again(digits):
     for digit in digits:
         framed = frame_digit(draw(digit, (2000, 3000), (300, 2100), side=480))

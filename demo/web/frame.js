@@ -283,9 +283,7 @@ function plausibility(gray, paper, ink, digit, threshold) {
   const clean = sum(values) / sum(around(ink, side >> 3).data.filter((value) => value > threshold));
   const width = strokeWidth(around(digit, 0)) / side;
   // ... little else around it is as dark: around the hole in a 0, for example, is paper, ...
-  const middle = (sum(inside(gray, digit)) + sum(inside(paper, digit))) / (2 * area);
-  const wide = around(gray, side >> 1).data;
-  const dark = (wide.filter((value) => value < middle).length - area / 2) / (wide.length - area / 2);
+  const dark = darknessAround(gray, paper, digit);
   // ... and it does not touch the border of the image, unless it fills the image.
   const isLarge = Math.max(gray.width, gray.height) >= 64;
   const edge = isLarge ? 2 : 1;
@@ -303,6 +301,37 @@ function plausibility(gray, paper, ink, digit, threshold) {
   const border = isLarge ? 5 * contact + 2.25 * part : 3 * contact; // small drawings are often cropped tightly
   const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
   return score - 10 * dark - border + 3.2;
+}
+
+/** The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its bounding box
+ * has its own levels of both, since the edge of a shadow may cross it. */
+function darknessAround(gray, paper, digit) {
+  const [top, bottom, left, right] = bounds(digit);
+  const margin = Math.max(bottom - top, right - left) >> 1;
+  const [firstRow, endRow] = [Math.max(0, top - margin), Math.min(gray.height, bottom + margin)];
+  const [firstColumn, endColumn] = [Math.max(0, left - margin), Math.min(gray.width, right + margin)];
+  const third = (at, length) => Math.min(Math.max(Math.floor((3 * at) / length), 0), 2);
+  const ninth = (y, x) => 3 * third(y - top, bottom - top) + third(x - left, right - left); // to the margin
+  const area = new Array(9).fill(0);
+  const twice = new Array(9).fill(0); // the sums of ink and paper
+  for (let y = top; y < bottom; y++) {
+    for (let x = left; x < right; x++) {
+      const i = y * digit.width + x;
+      if (!digit.data[i]) continue;
+      area[ninth(y, x)] += 1;
+      twice[ninth(y, x)] += gray.data[i] + paper.data[i];
+    }
+  }
+  const mean = sum(twice) / 2 / sum(area);
+  const levels = area.map((count, part) => (count ? twice[part] / 2 / count : mean));
+  let dark = 0;
+  for (let y = firstRow; y < endRow; y++) {
+    for (let x = firstColumn; x < endColumn; x++) {
+      if (gray.data[y * gray.width + x] < levels[ninth(y, x)]) dark += 1;
+    }
+  }
+  const half = sum(area) / 2; // of the digit itself, about half is counted
+  return (dark - half) / ((endRow - firstRow) * (endColumn - firstColumn) - half);
 }
 
 /**
