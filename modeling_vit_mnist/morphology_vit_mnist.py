@@ -127,12 +127,18 @@ def fill_spans(mask: np.ndarray) -> np.ndarray:
     return along_rows(mask) & along_rows(mask.T).T
 
 
-def rectangle_area(mask: np.ndarray) -> float:
-    """Area of the rectangle that has the second moments of the mask: 12 times the root of their determinant."""
+def is_parallelogram(mask: np.ndarray) -> bool:
+    """Whether the second moments of a mask are those of a parallelogram of its area, and it reaches into the corners.
+    In units of the standard deviation along each direction, a parallelogram is a square with 3.8 % of its area further
+    than the root of 4.5 from its center, and an ellipse is a circle that lies within."""
     row, column = np.nonzero(mask)
     area, middle_row, middle_column = len(row), int(row.sum()) / len(row), int(column.sum()) / len(row)
     pixel = 1 / 12  # the variance of a pixel's own area
     rows = int((row * row).sum()) / area - middle_row * middle_row + pixel
     columns = int((column * column).sum()) / area - middle_column * middle_column + pixel
     both = int((row * column).sum()) / area - middle_row * middle_column
-    return 12 * math.sqrt(rows * columns - both * both)
+    determinant = rows * columns - both * both
+    down, across = row - middle_row, column - middle_column
+    squared = (columns * down * down - 2 * both * down * across + rows * across * across) / determinant
+    corners = int((squared > 4.5).sum())
+    return abs(area / (12 * math.sqrt(determinant)) - 1) < 0.012 and corners > 0.035 * area

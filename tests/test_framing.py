@@ -161,7 +161,7 @@ def test_a_dark_border_and_specks_are_left_out(digits):
         assert distance(framed.image, expected) < 6 and not framed.has_others
 
 
-@pytest.mark.parametrize("angle", [0, 8])
+@pytest.mark.parametrize("angle", [0, 8, -17])
 @pytest.mark.parametrize("margins", [(30, 30, 30, 30), (60, 15, 40, 80)])
 @pytest.mark.parametrize(("table", "paper", "ink"), [(50, 235, 20), (100, 200, 60), (220, 40, 230)])
 def test_a_digit_that_fills_its_sheet_on_a_table_is_found(digits, table, paper, ink, margins, angle):
@@ -174,6 +174,22 @@ def test_a_digit_that_fills_its_sheet_on_a_table_is_found(digits, table, paper, 
         is_right = framed.problem is None and framed.is_dark_on_light == (ink < paper)
         found += is_right and nearest_distance(framed.image, upright.image) < 12
     assert found >= 9  # of 10
+
+
+def draw_superellipse(exponent: float, width: float, slant: float, angle: float) -> np.ndarray:
+    """|x|^exponent + |y|^exponent <= 1, scaled, sheared and turned: from an ellipse, 2, to a parallelogram."""
+    row, column = np.mgrid[-100:100, -100:100] + 0.5
+    turn = np.deg2rad(angle)
+    down, across = row * np.cos(turn) - column * np.sin(turn), row * np.sin(turn) + column * np.cos(turn)
+    across = (across - slant * down) / width
+    return (np.abs(across / 60) ** exponent + np.abs(down / 60) ** exponent) <= 1
+
+
+@pytest.mark.parametrize("angle", [0, 12, 45, 80])
+@pytest.mark.parametrize(("width", "slant"), [(1, 0), (0.4, 0), (0.7, 0.3)])
+@pytest.mark.parametrize(("exponent", "expected"), [(2, False), (3, False), (4, False), (40, True)])
+def test_a_parallelogram_is_told_from_round_shapes(exponent, expected, width, slant, angle):
+    assert morphology.is_parallelogram(draw_superellipse(exponent, width, slant, angle)) == expected
 
 
 def test_what_a_digit_encloses_is_no_digit_on_a_sheet(digits):

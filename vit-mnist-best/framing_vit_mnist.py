@@ -17,9 +17,9 @@ from .morphology_vit_mnist import (
     crop,
     fill_spans,
     find_runs,
+    is_parallelogram,
     label_runs,
     percentile,
-    rectangle_area,
     resize,
     sliding_max,
     sliding_min,
@@ -33,7 +33,7 @@ WORKING_SIDE = 384  # pixels of the longer side of the image in which the digit 
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
 OTHER = 3  # plausibility of another digit in the picture
-SHEET = 1  # how much less plausible than its sheet a digit may be
+SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
 
@@ -165,8 +165,8 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
 
 
 def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> float:
-    """The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its bounding
-    box has its own levels of both, since the edge of a shadow may cross it."""
+    """The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its
+    bounding box has its own levels of both, since the edge of a shadow may cross it."""
     top, bottom, left, right = bounds(digit)
     margin = max(bottom - top, right - left) // 2
     first_row, first_column = max(0, top - margin), max(0, left - margin)
@@ -184,9 +184,8 @@ def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> f
 
 
 def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:
-    """All that may be the digit, if the mask is a sheet of paper or a board in a large image: a rectangle with
-    something in it. A slanted 0 or 8 can have the moments of a rectangle, too, but what it encloses is wider than
-    strokes are on a sheet."""
+    """All that may be the digit, if the mask is a sheet of paper or a board in a large image: a parallelogram with
+    something in it."""
     if max(mask.shape) < 64:
         return
     # Wide parts of a sheet are no ink: the mask lacks them.
@@ -197,12 +196,9 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
     sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
     filled = fill_spans(sheet)
     area = int(filled.sum())
-    if area - int(sheet.sum()) <= 0.03 * area or abs(area / rectangle_area(filled) - 1) > 0.012:
-        return
-    widest = 0.6 * stroke_width(sheet) if area < 0.8 * crop(filled).size else area
-    inside = sliding_min(filled.astype(np.uint8), 5) > 0
-    on_sheet = find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
-    yield from (found for found in on_sheet if stroke_width(found[3]) < widest)
+    if area - int(sheet.sum()) > 0.03 * area and is_parallelogram(filled):
+        inside = sliding_min(filled.astype(np.uint8), 5) > 0
+        yield from find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
 
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the long
 const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
 const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
 const OTHER = 3; // plausibility of another digit in the picture
-const SHEET = 1; // how much less plausible than its sheet a digit may be
+const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 
 // Python rounds halves to the even neighbor.
@@ -335,9 +335,8 @@ function darknessAround(gray, paper, digit) {
 }
 
 /**
- * All that may be the digit, if the mask is a sheet of paper or a board in a large image: a rectangle with something in
- * it. A slanted 0 or 8 can have the moments of a rectangle, too, but what it encloses is wider than strokes are on a
- * sheet.
+ * All that may be the digit, if the mask is a sheet of paper or a board in a large image: a parallelogram with
+ * something in it.
  */
 function lookOnSheet(gray, mask, isDark) {
   if (Math.max(mask.width, mask.height) < 64) return [];
@@ -354,12 +353,10 @@ function lookOnSheet(gray, mask, isDark) {
   });
   const filled = fillSpans(sheet);
   const area = sum(filled.data);
-  const isSolid = area - sum(sheet.data) <= 0.03 * area;
-  if (isSolid || Math.abs(area / rectangleArea(filled) - 1) > 0.012) return [];
-  const widest = area < 0.8 * crop(filled).data.length ? 0.6 * strokeWidth(sheet) : area;
+  if (area - sum(sheet.data) <= 0.03 * area || !isParallelogram(filled)) return [];
   const within = slidingMin(filled, 5).data;
   const onSheet = mapped(gray, (value, i) => (within[i] ? value : level));
-  return findCandidates(onSheet, isDark).filter(({ digit }) => strokeWidth(digit) < widest);
+  return findCandidates(onSheet, isDark);
 }
 
 /** The pixels that lie between pixels of the mask both in their row and in their column. */
@@ -380,12 +377,15 @@ function fillSpans(mask) {
   return { width, height, data: result };
 }
 
-/** Area of the rectangle that has the second moments of the mask: 12 times the root of their determinant. */
-function rectangleArea({ width, data }) {
+/**
+ * Whether the second moments of a mask are those of a parallelogram of its area, and it reaches into the corners. In
+ * units of the standard deviation along each direction, a parallelogram is a square with 3.8 % of its area further than
+ * the root of 4.5 from its center, and an ellipse is a circle that lies within.
+ */
+function isParallelogram({ width, data }) {
   let [area, sumY, sumX, sumYY, sumXX, sumXY] = [0, 0, 0, 0, 0, 0];
-  data.forEach((is, i) => {
-    if (!is) return;
-    const [y, x] = [Math.floor(i / width), i % width];
+  const eachPixel = (use) => data.forEach((is, i) => is && use(Math.floor(i / width), i % width));
+  eachPixel((y, x) => {
     area += 1;
     sumY += y;
     sumX += x;
@@ -398,7 +398,14 @@ function rectangleArea({ width, data }) {
   const rows = sumYY / area - middleY * middleY + pixel;
   const columns = sumXX / area - middleX * middleX + pixel;
   const both = sumXY / area - middleY * middleX;
-  return 12 * Math.sqrt(rows * columns - both * both);
+  const determinant = rows * columns - both * both;
+  let corners = 0;
+  eachPixel((y, x) => {
+    const [down, across] = [y - middleY, x - middleX];
+    const squared = (columns * down * down - 2 * both * down * across + rows * across * across) / determinant;
+    if (squared > 4.5) corners += 1;
+  });
+  return Math.abs(area / (12 * Math.sqrt(determinant)) - 1) < 0.012 && corners > 0.035 * area;
 }
 
 function count(data) {
