@@ -125,7 +125,7 @@ def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[Candidate]:
     gray = gray if dark else 255 - gray
     is_small = max(gray.shape) < 64
     gray = gray if is_small else blur(gray)
-    size = int(0.3 * max(gray.shape)) | 1
+    size = int((0.6 if is_small else 0.3) * max(gray.shape)) | 1  # small drawings may be thick
     paper = sliding_min(sliding_max(gray, size), size)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None)
@@ -158,8 +158,12 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
     edge = 2 if is_large else 1
     borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
     contact = max(int(border.sum()) for border in borders) / side
-    part = 1 - digit[box].size / digit.size if contact else 0
-    border = 5 * contact + 2.25 * part if is_large else 3 * contact  # small drawings are often cropped tightly
+    if is_large:
+        part = 1 - digit[box].size / digit.size if contact else 0
+        border = 5 * contact + 2.25 * part
+    else:  # small drawings are often cropped tightly, with paper left at the corners
+        middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
+        border = 3 * contact + int((gray[[0, 0, -1, -1], [0, -1, 0, -1]] < middle).sum())
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
     return float(score - 10 * dark - border + 3.2)
 

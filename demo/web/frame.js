@@ -245,7 +245,7 @@ function findCandidates(original, isDark) {
   const longer = Math.max(original.width, original.height);
   const light = isDark ? original : inverted(original);
   const gray = longer >= 64 ? blur(light) : light;
-  const size = Math.trunc(0.3 * longer) | 1;
+  const size = Math.trunc((longer >= 64 ? 0.3 : 0.6) * longer) | 1; // small drawings may be of thick strokes
   const paper = slidingMin(slidingMax(gray, size), size);
   const ink = mapped(paper, (level, i) =>
     Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
@@ -298,7 +298,11 @@ function plausibility(gray, paper, ink, digit, threshold) {
   });
   const contact = Math.max(...ends.map((end) => end.size)) / side;
   const part = contact ? 1 - ((bottom - top) * (right - left)) / digit.data.length : 0;
-  const border = isLarge ? 5 * contact + 2.25 * part : 3 * contact; // small drawings are often cropped tightly
+  const middle = (sum(inside(gray, digit)) + sum(inside(paper, digit))) / (2 * area);
+  const [last, end] = [gray.width - 1, gray.data.length - 1];
+  const corners = [0, last, end - last, end].filter((i) => gray.data[i] < middle).length;
+  // Small drawings are often cropped tightly, with paper left at the corners.
+  const border = isLarge ? 5 * contact + 2.25 * part : 3 * contact + corners;
   const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
   return score - 10 * dark - border + 3.2;
 }
