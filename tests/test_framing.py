@@ -160,7 +160,7 @@ def test_a_small_drawing_without_a_margin_is_framed_as_with_one(sample, thicker,
         framed, with_margin = frame_digit(gray), frame_digit(np.pad(gray, 10, constant_values=paper))
         is_right = framed.is_dark_on_light == (not light_on_dark)
         found += is_right and nearest_distance(framed.image, with_margin.image) < 25
-    assert found >= 0.9 * len(wide)
+    assert found >= 0.8 * len(wide)
 
 
 def test_a_dark_border_and_specks_are_left_out(digits):

@@ -125,7 +125,7 @@ def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[Candidate]:
     gray = gray if dark else 255 - gray
     is_small = max(gray.shape) < 64
     gray = gray if is_small else blur(gray)
-    size = int((0.6 if is_small else 0.3) * max(gray.shape)) | 1  # small drawings may be thick
+    size = int((0.45 if is_small else 0.3) * max(gray.shape)) | 1  # small drawings may be thick
     paper = sliding_min(sliding_max(gray, size), size)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None)

@@ -245,7 +245,7 @@ function findCandidates(original, isDark) {
   const longer = Math.max(original.width, original.height);
   const light = isDark ? original : inverted(original);
   const gray = longer >= 64 ? blur(light) : light;
-  const size = Math.trunc((longer >= 64 ? 0.3 : 0.6) * longer) | 1; // small drawings may be of thick strokes
+  const size = Math.trunc((longer >= 64 ? 0.3 : 0.45) * longer) | 1; // small drawings may be of thick strokes
   const paper = slidingMin(slidingMax(gray, size), size);
   const ink = mapped(paper, (level, i) =>
     Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
