@@ -139,7 +139,7 @@ def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[Candidate]:
 
 def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float) -> float:
     """How much a mask is like a digit of dark ink, as log-odds: a logistic regression on photographs made of MNIST's
-    digits. Below 0, one of 300 is a digit."""
+    digits. Below 0, it is taken for no digit."""
     top, bottom, left, right = bounds(digit)
     side, inside = max(bottom - top, right - left), ink[digit]
     area = inside.size
