@@ -75,7 +75,7 @@ def test_mnists_images_are_unchanged(sample):
 def test_all_of_mnist_is_unchanged(mnist):
     splits = load_images(DataArguments(dataset_name=mnist), VitMnistImageProcessor(do_frame=False)).values()
     assert sum(map(len, splits)) == 70_000
-    assert all(framing.is_framed_as_mnist(image) for split in splits for image in split.images.numpy())
+    assert all(frame_digit(image).image is image for split in splits for image in split.images.numpy())
 
 
 def test_a_drawn_digit_is_framed_as_mnist_frames_it(digits):
@@ -192,6 +192,103 @@ def test_a_digit_that_fills_its_sheet_on_a_table_is_found(digits, table, paper, 
         is_right = framed.problem is None and framed.is_dark_on_light == (ink < paper)
         found += is_right and nearest_distance(framed.image, upright.image) < 12
     assert found >= 9  # of 10
+
+
+def surround(kind: str, rule: int) -> PIL.Image.Image:
+    """A mask of lines of `rule` pixels on a sheet of 300x240 pixels, around a digit at its middle."""
+    image = PIL.Image.new("L", (300, 240))
+    pen, box = PIL.ImageDraw.Draw(image), (50, 18, 250, 222)
+    if "box" in kind or kind == "plot":
+        pen.rectangle(box, outline=255, width=rule)
+    if kind == "ring":
+        pen.ellipse(box, outline=255, width=rule)
+    if kind == "plot":  # with ticks and their numbers
+        for at in range(40, 220, 30):
+            pen.line((44, at, 50, at), fill=255, width=2)
+            pen.text((28, at - 5), str(at), fill=255)
+    heights = {"line under it": [205], "two lines under it": [200, 214], "lines": [25, 207]}
+    for height in heights.get(kind, []):
+        pen.line((60, height, 240, height + 4), fill=255, width=rule)
+    return image.rotate(9, PIL.Image.Resampling.BICUBIC) if kind == "tilted box" else image
+
+
+@pytest.mark.parametrize("rule", [3, 6])
+@pytest.mark.parametrize("paper, ink", [(235.0, 20.0), (30.0, 200.0)])
+@pytest.mark.parametrize("kind", ["box", "tilted box", "ring", "plot", "line under it", "two lines under it", "lines"])
+def test_lines_around_a_digit_are_left_out(digits, kind, paper, ink, rule):
+    lines = np.asarray(surround(kind, rule)) / 255
+    for digit in digits:
+        alone = draw(digit, corner=(60, 80), paper=paper, ink=ink, side=120)
+        framed = frame_digit(np.round(alone + (ink - alone) * lines).astype(np.uint8))
+        assert framed.problem is None and nearest_distance(framed.image, frame_digit(alone).image) < 8
+
+
+def test_the_hole_of_a_digit_holds_no_other():
+    """A ring is a 0, whatever small is in it."""
+    image = PIL.Image.new("L", (240, 240), 235)
+    pen = PIL.ImageDraw.Draw(image)
+    pen.ellipse((60, 40, 180, 200), outline=20, width=10)
+    empty = frame_digit(np.asarray(image))
+    pen.ellipse((112, 112, 128, 128), fill=20)
+    assert empty.problem is None and distance(frame_digit(np.asarray(image)).image, empty.image) < 6
+
+
+STROKES = {
+    "3": [(200, 150), (300, 90), (390, 160), (290, 280), (400, 390), (300, 500), (190, 440)],
+    "7": [(180, 120), (400, 100), (260, 500)],
+    "8": [(290, 300), (380, 200), (300, 90), (210, 180), (390, 390), (300, 510), (200, 400), (290, 300)],
+}
+
+
+@pytest.mark.parametrize("light_on_dark", [False, True])
+@pytest.mark.parametrize("scale", [0.7, 1, 1.8])
+@pytest.mark.parametrize("digit", STROKES)
+def test_lines_of_a_pixel_are_found_whole(digit, scale, light_on_dark):
+    def drawn(width: int) -> np.ndarray:
+        image = PIL.Image.new("L", (round(600 * scale), round(600 * scale)), 255)
+        points = [(scale * x, scale * y) for x, y in STROKES[digit]]
+        PIL.ImageDraw.Draw(image).line(points, fill=0, width=width, joint="curve")
+        return 255 - np.asarray(image) if light_on_dark else np.asarray(image)
+
+    thin, usual = frame_digit(drawn(1)), frame_digit(drawn(round(20 * scale)))
+    assert thin.problem is None and thin.is_dark_on_light != light_on_dark
+    assert nearest_distance(thin.image, usual.image) < 16
+
+
+@pytest.mark.parametrize("times", [2, 3, 10])
+def test_repeated_pixels_count_once(digits, times):
+    def repeated(image: np.ndarray) -> np.ndarray:
+        return image.repeat(times, 0).repeat(times, 1)
+
+    for digit in digits:
+        assert np.array_equal(frame_digit(repeated(digit)).image, digit)
+        small = np.asarray(PIL.Image.fromarray(digit[4:24, 4:24]).resize((10, 12), PIL.Image.Resampling.BOX))
+        assert np.array_equal(frame_digit(repeated(small)).image, frame_digit(small).image)
+        for image in (repeated(digit), repeated(digit).astype(np.float32) / 255):
+            assert np.array_equal(grayscale(image, do_frame=True).squeeze(), digit)
+    assert frame_digit(np.full((60, 60), 7, np.uint8)).problem == "the image is blank"
+    stripes = np.zeros((60, 60), np.uint8)
+    stripes[:, ::2] = 255
+    assert framing.unrepeat(stripes) is stripes
+
+
+def test_digits_of_8x8_pixels_are_read(sample):
+    """Made as those of the UCI repository: of 32x32 black and white pixels, how many of 4x4 are ink."""
+
+    def reduced(digit: np.ndarray) -> np.ndarray:
+        ink = morphology.crop(digit > 90)
+        height, width = (max(8, round(extent * 32 / max(ink.shape))) for extent in ink.shape)
+        large = PIL.Image.fromarray(ink).resize((width, height), BILINEAR)
+        bitmap = PIL.Image.new("1", (32, 32))
+        bitmap.paste(large, ((32 - width) // 2, (32 - height) // 2))
+        return np.round(np.asarray(bitmap).reshape(8, 4, 8, 4).mean((1, 3)) * 255).astype(np.uint8)
+
+    model, processor = load_checkpoint(SMALL)
+    split = sample["test"].take(300)
+    inputs = processor([reduced(image) for image in split.images.numpy()], return_tensors="pt")
+    with torch.inference_mode():
+        accuracy = (model(**inputs).logits.argmax(1) == torch.as_tensor(split.labels)).float().mean()
+    assert accuracy > 0.89
 
 
 def draw_superellipse(exponent: float, width: float, slant: float, angle: float) -> np.ndarray:

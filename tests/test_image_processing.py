@@ -136,11 +136,17 @@ def test_transparent_pixels_show_the_background():
     ink[8:20, 12:16, 3] = 255  # opaque black on transparent
     for image in (PIL.Image.fromarray(ink), ink):
         assert np.array_equal(np.unique(grayscale(image)), [0, 255]) and grayscale(image)[0, 0, 0] == 255
-        assert not grayscale(image, background=0).any()
+        assert np.array_equal(grayscale(image, background=0), grayscale(image))  # on black, nothing could be seen
+        assert grayscale(image, background=40)[0, 0, 0] == 40
         assert grayscale(image, do_invert="auto")[0, 10, 13] == 255  # light ink on dark paper, as in MNIST
+    white = ink.copy()
+    white[..., :3] = 255
+    for image in (PIL.Image.fromarray(white), white, white / 255):
+        assert np.array_equal(grayscale(image) > 0, ink[None, ..., 3] > 0)
+    assert (grayscale(np.zeros((28, 28, 4), np.uint8)) == 255).all()
     half = np.array([[[0, 0, 0, 0.5]]], np.float32).repeat(28, 0).repeat(28, 1)
     assert grayscale(half)[0, 0, 0] == pytest.approx(0.5)
-    palette = PIL.Image.fromarray(digit_like()).convert("P")
+    palette = PIL.Image.fromarray(digit_like() // 2).convert("P")
     palette.info["transparency"] = 0
     assert grayscale(palette)[0, 0, 0] == 255
 

@@ -22,6 +22,7 @@ from modeling_vit_mnist.checkpoints.export import ExportArguments, run_export
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.deskewing_vit_mnist import deskew
 from modeling_vit_mnist.framing_vit_mnist import frame_digit
+from modeling_vit_mnist.grayscale_vit_mnist import to_grayscale
 
 from .conftest import ROOT, TINY
 
@@ -120,6 +121,20 @@ def sketch(digits: str, ink: int, paper: int, thickness: int = 22) -> np.ndarray
     return np.asarray(image)
 
 
+def with_lines(levels: np.ndarray, ink: int, **shapes: tuple) -> np.ndarray:
+    image = PIL.Image.fromarray(levels)
+    for shape, place in shapes.items():
+        getattr(PIL.ImageDraw.Draw(image), shape)(place, **{"fill" if shape == "line" else "outline": ink}, width=5)
+    return np.asarray(image)
+
+
+def small_drawings() -> list[np.ndarray]:
+    """Few pixels, and pixels that were repeated."""
+    digit = sketch("2", 255, 0)
+    few = [np.asarray(PIL.Image.fromarray(digit[20:250, 60:230]).resize(size)) for size in ((8, 8), (7, 11), (16, 16))]
+    return [*few, *(image.repeat(12, 0).repeat(12, 1) for image in few), few[0].repeat(3, 0)]
+
+
 def photographs() -> dict[str, np.ndarray]:
     """Digits on paper as a camera sees them: shading, noise, JPEG. Each in gray, uint8."""
     draw = np.random.default_rng(0)
@@ -144,6 +159,10 @@ def photographs() -> dict[str, np.ndarray]:
         "chalk": photograph(sketch("0", 220, 50, 14)),
         "small in a large photograph": photograph(far),
         "a thumbnail": photograph(np.asarray(PIL.Image.fromarray(pen["0"]).resize((41, 37))), quality=95),
+        "in a box": photograph(with_lines(pen["2"], 50, rectangle=(30, 15, 250, 262))),
+        "in a ring": photograph(with_lines(pen["4"], 50, ellipse=(12, 4, 276, 276))),
+        "underlined": photograph(with_lines(pen["7"], 50, line=(40, 255, 250, 258))),
+        "a line of a pixel": 255 - sketch("2", 255, 0, 1),
         "two digits": photograph(sketch("27", 60, 210)),
         "paper": photograph(np.full((300, 400), 200)),
     }
@@ -152,7 +171,9 @@ def photographs() -> dict[str, np.ndarray]:
 @needs_node
 def test_framing_computes_the_same(sample, tmp_path):
     """The same pixels, the same reasons, the same notes, for drawings, photographs and an image of MNIST."""
-    images = [*drawings(), *photographs().values(), np.zeros((2, 9), np.uint8), sample["test"].images[0].numpy()]
+    mnist = sample["test"].images[0].numpy()
+    images = [*drawings(), *small_drawings(), *photographs().values(), np.zeros((2, 9), np.uint8), mnist]
+    images.append(mnist.repeat(4, 0).repeat(4, 1))
     record = [{"width": i.shape[1], "height": i.shape[0], "data": i.flatten().tolist()} for i in images]
     (tmp_path / "images.json").write_text(json.dumps(record))
     found = node(
@@ -620,6 +641,17 @@ def wait_for_picture(page, gray: np.ndarray):
     page.settle()
     np.testing.assert_allclose(page.probabilities, expected.softmax(-1), atol=6e-4)
     np.testing.assert_array_equal(page.pixels("#step-upright canvas")[..., 3].flatten(), framed)
+
+
+@pytest.mark.parametrize("ink", [0, 40, 255])
+def test_ink_on_transparent_paper_is_seen(page, tmp_path, ink):
+    pixels = np.full((280, 280, 4), ink, np.uint8)
+    pixels[..., 3] = sketch("2", 255, 0)
+    PIL.Image.fromarray(pixels).save(tmp_path / "ink.png")
+    page.open(checkpoint="small")
+    page.find("#file").send_keys(str(tmp_path / "ink.png"))
+    wait_for_picture(page, to_grayscale(pixels, 255))
+    assert page.prediction == "2"
 
 
 @pytest.mark.parametrize("way", ["upload", "drop", "paste", "paste button"])

@@ -5,6 +5,7 @@ MNIST's digits are light on black, scaled into 20x20 pixels, with their center o
 al., 1998, "Gradient-Based Learning Applied to Document Recognition"). Images are of integers, and the rest is computed
 in the same order by the page in `demo/web/frame.js`, to the same pixels."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,9 +31,13 @@ from .morphology_vit_mnist import (
 # MNIST's digits were scaled into 20x20 of the 28x28 pixels.
 MNIST_BOX = 20 / 28
 WORKING_SIDE = 384  # pixels of the longer side of the image in which the digit is searched
+LEAST_SIDE = 20  # of an image that is searched as it is
+MAGNIFIED_SIDE = 40  # pixels that a smaller one is magnified to
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
-OTHER = 3  # plausibility of another digit in the picture
+PLAUSIBLE = 3  # plausibility of another digit in the picture; below it, hairlines may have broken into pieces
+THICKENING = 5  # pixels of the working image that hairlines are thickened to
+THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -66,21 +71,27 @@ class Framing:
 
 
 def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Framing:
-    """Find the digit in an image and frame it as MNIST does. An image of MNIST is returned as it is.
+    """Find the digit in an image and frame it as MNIST does. An image of MNIST is returned as it is, or as it was if
+    its pixels were repeated.
 
     Args:
         gray (`np.ndarray` of shape `(height, width)`, uint8): One digit, dark on light or light on dark.
         side (`int`): Height and width of the frame.
         crop_again (`bool`): Search once more around a digit that is small in a large image.
     """
+    gray = unrepeat(gray)
     if side == 28 and is_framed_as_mnist(gray):
         return Framing(gray, is_framed=True)
     blank = np.zeros((side, side), np.uint8)
-    factor = max(1, max(gray.shape) / WORKING_SIDE)
-    working = resize(gray, gray.shape[0] / factor, gray.shape[1] / factor) if factor > 1 else gray
-    if min(working.shape) < 3:
+    longest = max(gray.shape)
+    factor = longest / MAGNIFIED_SIDE if longest < LEAST_SIDE else max(1, longest / WORKING_SIDE)
+    working = resize(gray, gray.shape[0] / factor, gray.shape[1] / factor) if factor != 1 else gray
+    if min(*gray.shape, *working.shape) < 3:
         return Framing(blank, f"an image of {gray.shape[1]}x{gray.shape[0]} pixels is too small")
     candidates = [*find_candidates(working, True), *find_candidates(working, False)]
+    if max(working.shape) >= 64 and all(candidate[0] < PLAUSIBLE for candidate in candidates):
+        thick = [*find_candidates(working, True, THICKENING), *find_candidates(working, False, THICKENING)]
+        candidates += [(score - THICKENED, is_dark, ink, digit) for score, is_dark, ink, digit in thick]
     if not candidates:
         return Framing(blank, "the image is blank")
     score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
@@ -102,9 +113,19 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     found.problem = _why_no_digit(digit, contrast, width, score)
     if found.problem is None:
         found.image = place(set_stroke_width(mask), side, box)
-        others = (part for score, _, its, part in candidates if score > OTHER and its is ink)
+        others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)
         found.has_others = any(2 * max(crop(part).shape) >= length for part in others if not (part & digit).any())
     return found
+
+
+def unrepeat(gray: np.ndarray) -> np.ndarray:
+    """The image without the repetitions of its pixels, if each of them was repeated to magnify it."""
+    size = math.gcd(*gray.shape)
+    for line in (*gray, *gray.T):
+        if size == 1:
+            break
+        size = math.gcd(size, *(np.flatnonzero(line[1:] != line[:-1]) + 1).tolist())
+    return gray[::size, ::size] if size > 1 and min(gray.shape) >= 3 * size else gray
 
 
 def is_framed_as_mnist(gray: np.ndarray) -> bool:
@@ -116,14 +137,16 @@ def is_framed_as_mnist(gray: np.ndarray) -> bool:
     return max(bottom - top, right - left) in (19, 20) and all(13.48 <= middle <= 14.5 for middle in center)
 
 
-def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[Candidate]:
-    """All that may be the digit, if the ink is darker than the paper, or lighter.
+def find_candidates(gray: np.ndarray, dark: bool, thickening: int = 0) -> Iterator[Candidate]:
+    """All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at
+    least `thickening` pixels.
 
     Ink is what a closing adds: it fills whatever is narrower than its window, and keeps lamps, tables and most of a
     shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical Morphology"). In parts of the brightness of
     the paper, ink is the same in shadows."""
     gray = gray if dark else 255 - gray
     is_small = max(gray.shape) < 64
+    gray = sliding_min(gray, thickening) if thickening else gray
     gray = gray if is_small else blur(gray)
     size = int((0.45 if is_small else 0.3) * max(gray.shape)) | 1  # small drawings may be thick
     paper = sliding_min(sliding_max(gray, size), size)
@@ -132,7 +155,7 @@ def find_candidates(gray: np.ndarray, dark: bool) -> Iterator[Candidate]:
     strongest = int(ordered[-20 if ink.size > 20_000 else -1])
     noise = int(ordered[(ink.size - 1) * 3 // 10])  # most of an image is paper
     levels = [max(level * strongest, noise) for level in LEVELS[is_small] if strongest >= LEAST_CONTRAST]
-    for level in levels:
+    for level in levels[:1] if thickening else levels:
         for digit in find_digits(ink, ink > level):
             yield plausibility(gray, paper, ink, digit, levels[0]), dark, ink, digit
 
@@ -207,7 +230,8 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     """The two components with the most ink, each with the parts near it, as masks. Components at the border of an
-    image count little: they are shadows, lines or a table."""
+    image count little: they are shadows, lines or a table. So do flat ones, which are lines on the paper. If a box or
+    a ring is drawn around components, only these are searched."""
     height, width = ink.shape
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
@@ -224,24 +248,40 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     edge = 1 if max(height, width) >= 64 else 0
     at_border = (top <= edge) | (left <= edge) | (bottom >= height - edge) | (right >= width - edge)
     size = np.maximum(bottom - top, right - left)
+    is_flat = 8 * (bottom - top) <= right - left
 
-    for first in np.argsort(np.where(at_border, -3 * weight, -100 * weight), kind="stable")[:2]:
-        chosen = np.arange(count) == first
-        box = [int(edges[first]) for edges in (top, bottom, left, right)]
-        while True:
-            side = max(box[1] - box[0], box[3] - box[2])
-            gap = np.max([box[0] - bottom, top - box[1], box[2] - right, left - box[3]], axis=0)
-            more = ~chosen & (at_border[first] | ~at_border) & (10 * gap <= 3 * side)
-            more &= (50 * weight >= weight[chosen].sum()) & (50 * size >= 3 * side)
-            if not more.any():
-                break
-            chosen |= more
-            box = [top[chosen].min(), bottom[chosen].max(), left[chosen].min(), right[chosen].max()]
+    def draw(chosen: np.ndarray) -> np.ndarray:
         changes = np.zeros(mask.size + 1, np.int8)  # 1 where a run starts, -1 behind it
         belongs = chosen[part]
         changes[(row * width + start)[belongs]] += 1
         changes[(row * width + end)[belongs]] -= 1
-        yield changes[:-1].cumsum(dtype=np.int8).reshape(mask.shape) > 0
+        return changes[:-1].cumsum(dtype=np.int8).reshape(mask.shape) > 0
+
+    for outer in np.argsort(-size, kind="stable")[:3]:
+        inner = (top > top[outer]) & (bottom < bottom[outer]) & (left > left[outer]) & (right < right[outer])
+        if at_border[outer] or not (inner & (10 * size > 3 * size[outer])).any():
+            continue
+        outline, inside = draw(np.arange(count) == outer), draw(inner)
+        filled = fill_spans(outline)
+        if 4 * outline.sum() < filled.sum() and 10 * (inside & filled).sum() > 9 * inside.sum():
+            yield from find_digits(ink, inside)
+            return
+
+    counts_little = at_border | is_flat
+    for first in np.argsort(np.where(counts_little, -3 * weight, -100 * weight), kind="stable")[:2]:
+        chosen = np.arange(count) == first
+        box = [int(edges[first]) for edges in (top, bottom, left, right)]
+        while not is_flat[first]:
+            side = max(box[1] - box[0], box[3] - box[2])
+            gap = np.max([box[0] - bottom, top - box[1], box[2] - right, left - box[3]], axis=0)
+            more = ~chosen & (at_border[first] | ~at_border) & (10 * gap <= 3 * side)
+            more &= (50 * weight >= weight[chosen].sum()) & (50 * size >= 3 * side)
+            more &= ~is_flat | (right - left <= box[3] - box[2])  # not a longer line under it
+            if not more.any():
+                break
+            chosen |= more
+            box = [top[chosen].min(), bottom[chosen].max(), left[chosen].min(), right[chosen].max()]
+        yield draw(chosen)
 
 
 def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> np.ndarray:

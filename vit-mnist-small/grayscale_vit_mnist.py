@@ -155,7 +155,8 @@ def to_grayscale(
     Args:
         image: A PIL image of any mode, or an array of shape HW, HW1, 1HW, HW2 (gray and alpha), HW3, 3HW or HW4
             (RGBA).
-        background (`int`): Gray level, 0 to 255, behind transparent pixels.
+        background (`int`): Gray level, 0 to 255, behind transparent pixels. Where nothing can be seen on it, as with
+            white ink, its opposite is behind them.
         data_format (`str`, *optional*): Where an array has its channels, as in [`channel_axis`].
 
     Raises:
@@ -175,13 +176,23 @@ def _gray_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
     if image.mode == "F":
         return _gray_from_array(np.asarray(image), background)
     if image.has_transparency_data:
-        paper = PIL.Image.new("RGBA", image.size, (background,) * 3 + (255,))
         image = image.convert("LA") if image.mode == "La" else image  # Pillow converts it to nothing else
-        image = PIL.Image.alpha_composite(paper, image if image.mode == "RGBA" else image.convert("RGBA"))
-        del paper  # of a large image, each copy counts
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        gray = _on_paper(image, background)
+        if gray.min() < gray.max():
+            return gray
+        opposite = _on_paper(image, 255 - background)
+        return opposite if opposite.min() < opposite.max() else gray
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")
     return np.asarray(image.convert("L"))
+
+
+def _on_paper(image: PIL.Image.Image, level: int) -> np.ndarray:
+    paper = PIL.Image.new("RGBA", image.size, (level,) * 3 + (255,))
+    image = PIL.Image.alpha_composite(paper, image)
+    del paper  # of a large image, each copy counts
+    return np.asarray(image.convert("RGB").convert("L"))
 
 
 def _gray_from_array(array: np.ndarray, background: int, data_format: str | None = None) -> np.ndarray:
@@ -207,8 +218,10 @@ def _gray_from_array(array: np.ndarray, background: int, data_format: str | None
     if array.ndim == 2:
         return array
     if channels in (2, 4):
-        alpha = array[..., -1:]
-        array = array[..., :-1] * alpha + np.float32(background / 255) * (1 - alpha)
+        alpha, levels = array[..., -1:], (background, 255 - background)
+        array, opposite = (array[..., :-1] * alpha + np.float32(level / 255) * (1 - alpha) for level in levels)
+        if array.min() == array.max() and opposite.min() < opposite.max():
+            array = opposite
     if array.shape[-1] == 1:
         return array[..., 0]
     return np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)

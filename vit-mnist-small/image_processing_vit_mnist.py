@@ -212,7 +212,7 @@ class VitMnistImageProcessor(PilBackend):
         which stays float32 only if it is framed already."""
         gray = image if image.dtype == np.uint8 else np.round(255 * image).astype(np.uint8)
         framing = frame_digit(gray, side)
-        return replace(framing, image=image) if framing.is_framed else framing
+        return replace(framing, image=image) if framing.is_framed and image.shape == (side, side) else framing
 
     def _standardize_kwargs(self, **kwargs):
         try:

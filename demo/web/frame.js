@@ -4,11 +4,15 @@
 const SIDE = 28;
 const BOX = 20; // MNIST's digits were scaled into 20x20 of the 28x28 pixels
 const WORKING_SIDE = 384; // pixels of the longer side of the image in which the digit is searched
+const LEAST_SIDE = 20; // of an image that is searched as it is
+const MAGNIFIED_SIDE = 40; // pixels that a smaller one is magnified to
 const FINE = 8; // pixels per pixel of the frame in which strokes are made thicker or thinner
 const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the longer side of the digit
 const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
 const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
-const OTHER = 3; // plausibility of another digit in the picture
+const PLAUSIBLE = 3; // plausibility of another digit in the picture; below it, hairlines may have broken into pieces
+const THICKENING = 5; // pixels of the working image that hairlines are thickened to
+const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 
@@ -75,17 +79,23 @@ function resize(image, newWidth, newHeight) {
  * top + scale * y) of the picture; null where `isDarkOnLight` is,
  * `hasOthers` says whether there is more that may be a digit.
  */
-export function frameDigit(gray, cropAgain = true) {
+export function frameDigit(original, cropAgain = true) {
+  const { image: gray, size } = unrepeat(original);
   const found = { image: gray.data, problem: null, isFramed: true, hasOthers: false };
   Object.assign(found, { isDarkOnLight: null, digit: null });
   if (isFramedAsMnist(gray)) return found;
   Object.assign(found, { image: new Uint8Array(SIDE * SIDE), isFramed: false });
-  const factor = Math.max(1, Math.max(gray.width, gray.height) / WORKING_SIDE);
-  const working = factor > 1 ? resize(gray, gray.width / factor, gray.height / factor) : gray;
-  if (Math.min(working.width, working.height) < 3)
+  const longest = Math.max(gray.width, gray.height);
+  const factor = longest < LEAST_SIDE ? longest / MAGNIFIED_SIDE : Math.max(1, longest / WORKING_SIDE);
+  const working = factor === 1 ? gray : resize(gray, gray.width / factor, gray.height / factor);
+  if (Math.min(gray.width, gray.height, working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
   const mostPlausible = (list) => list.reduce((one, other) => (other.score > one.score ? other : one));
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
+  if (Math.max(working.width, working.height) >= 64 && candidates.every(({ score }) => score < PLAUSIBLE)) {
+    const thick = [true, false].flatMap((isDark) => findCandidates(working, isDark, THICKENING));
+    candidates.push(...thick.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })));
+  }
   if (!candidates.length) return { ...found, problem: "the image is blank" };
   let best = mostPlausible(candidates);
   const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
@@ -101,22 +111,46 @@ export function frameDigit(gray, cropAgain = true) {
     const y1 = Math.min(gray.height, Math.trunc((bottom + length) * factor));
     const x1 = Math.min(gray.width, Math.trunc((right + length) * factor));
     const again = frameDigit(cut(gray, y0, y1, x0, x1), false);
-    if (again.digit) Object.assign(again.digit, { left: x0, top: y0 });
+    if (again.digit) Object.assign(again.digit, { left: size * x0, top: size * y0, scale: size * again.digit.scale });
     return again;
   }
   const contrast = percentile(inside(ink, digit), 75);
   const mask = magnify(ink, digit, contrast, BOX * FINE);
   found.isDarkOnLight = best.isDark;
-  found.digit = { mask: digit, left: 0, top: 0, scale: factor };
+  found.digit = { mask: digit, left: 0, top: 0, scale: size * factor };
   found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
   if (found.problem !== null) return found;
   found.image = place(setStrokeWidth(mask));
   found.hasOthers = candidates.some((other) => {
-    if (other.score <= OTHER || other.ink !== ink || other.digit.data.some((is, i) => is && digit.data[i])) return false;
+    if (other.score <= PLAUSIBLE || other.ink !== ink || other.digit.data.some((is, i) => is && digit.data[i])) return false;
     const { width, height } = crop(other.digit);
     return 2 * Math.max(width, height) >= length;
   });
   return found;
+}
+
+const greatestDivisor = (a, b) => (b ? greatestDivisor(b, a % b) : a);
+
+/**
+ * The image without the repetitions of its pixels, if each of them was repeated to magnify it, and how often it was
+ * along each axis.
+ */
+function unrepeat(image) {
+  const { width, height, data } = image;
+  let size = greatestDivisor(width, height);
+  for (let y = 0; y < height && size > 1; y++)
+    for (let x = 1; x < width; x++)
+      if (data[y * width + x] !== data[y * width + x - 1]) size = greatestDivisor(size, x);
+  for (let x = 0; x < width && size > 1; x++)
+    for (let y = 1; y < height; y++)
+      if (data[y * width + x] !== data[(y - 1) * width + x]) size = greatestDivisor(size, y);
+  if (size === 1 || Math.min(width, height) < 3 * size) return { image, size: 1 };
+  const small = new Uint8Array(data.length / size ** 2);
+  small.forEach((_, i) => {
+    const [y, x] = [Math.floor((i * size) / width), (i * size) % width];
+    small[i] = data[y * size * width + x];
+  });
+  return { image: { width: width / size, height: height / size, data: small }, size };
 }
 
 /** Whether an image of 28x28 pixels is framed as all 70,000 of MNIST are. */
@@ -238,12 +272,13 @@ const inside = (image, mask) => image.data.filter((_, i) => mask.data[i]);
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /**
- * All that may be the digit, if the ink is darker than the paper, or lighter. Ink is what a closing adds (a black
- * top-hat), in parts of the brightness of the paper.
+ * All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at least
+ * `thickening` pixels. Ink is what a closing adds (a black top-hat), in parts of the brightness of the paper.
  */
-function findCandidates(original, isDark) {
+function findCandidates(original, isDark, thickening = 0) {
   const longer = Math.max(original.width, original.height);
-  const light = isDark ? original : inverted(original);
+  const asDark = isDark ? original : inverted(original);
+  const light = thickening ? slidingMin(asDark, thickening) : asDark;
   const gray = longer >= 64 ? blur(light) : light;
   const size = Math.trunc((longer >= 64 ? 0.3 : 0.45) * longer) | 1; // small drawings may be of thick strokes
   const paper = slidingMin(slidingMax(gray, size), size);
@@ -256,7 +291,7 @@ function findCandidates(original, isDark) {
   if (strongest < LEAST_CONTRAST) return [];
   const levels = longer >= 64 ? LEVELS : SMALL_LEVELS;
   const lowest = Math.max(levels[0] * strongest, noise);
-  return levels.flatMap((level) => {
+  return (thickening ? levels.slice(0, 1) : levels).flatMap((level) => {
     const threshold = Math.max(level * strongest, noise);
     const mask = mapped(ink, (value) => (value > threshold ? 1 : 0));
     const scored = (digit) => ({ score: plausibility(gray, paper, ink, digit, lowest), isDark, ink, digit });
@@ -433,7 +468,8 @@ function largest(histogram, rank) {
 
 /**
  * The two components of the mask with the most ink, each with the parts near it, as masks. Components at the border of
- * the image count little: they are shadows, lines or a table.
+ * the image count little: they are shadows, lines or a table. So do flat ones, which are lines on the paper. If a box or
+ * a ring is drawn around components, only these are searched.
  */
 function findDigits(ink, mask) {
   const { width, height } = ink;
@@ -454,18 +490,36 @@ function findDigits(ink, mask) {
     const { top, bottom, left, right } = part;
     part.atBorder = top <= edge || left <= edge || bottom >= height - edge || right >= width - edge;
     part.size = Math.max(bottom - top, right - left);
-    part.score = part.atBorder ? 3 * part.weight : 100 * part.weight;
+    part.isFlat = 8 * (bottom - top) <= right - left;
+    part.score = part.atBorder || part.isFlat ? 3 * part.weight : 100 * part.weight;
+  }
+  const draw = (chosen) => {
+    const data = new Uint8Array(width * height);
+    for (const part of chosen)
+      for (const run of part.runs) data.fill(1, run.row * width + run.start, run.row * width + run.end);
+    return { width, height, data };
+  };
+  for (const outer of [...list].sort((a, b) => b.size - a.size).slice(0, 3)) {
+    const isInner = ({ top, bottom, left, right }) =>
+      top > outer.top && bottom < outer.bottom && left > outer.left && right < outer.right;
+    const inner = list.filter(isInner);
+    if (outer.atBorder || !inner.some(({ size }) => 10 * size > 3 * outer.size)) continue;
+    const [outline, within] = [draw([outer]), draw(inner)];
+    const filled = fillSpans(outline);
+    const isThin = 4 * sum(outline.data) < sum(filled.data);
+    if (isThin && 10 * sum(inside(filled, within)) > 9 * sum(within.data)) return findDigits(ink, within);
   }
   const firsts = [...list].sort((a, b) => b.score - a.score).slice(0, 2);
   return firsts.map((first) => {
     const chosen = new Set([first]);
     let { top, bottom, left, right, weight } = first;
-    for (;;) {
+    while (!first.isFlat) {
       const side = Math.max(bottom - top, right - left);
       const more = list.filter((part) => {
         const gap = Math.max(top - part.bottom, part.top - bottom, left - part.right, part.left - right);
         const isNear = (first.atBorder || !part.atBorder) && 10 * gap <= 3 * side;
-        return !chosen.has(part) && isNear && 50 * part.weight >= weight && 50 * part.size >= 3 * side;
+        const isLine = part.isFlat && part.right - part.left > right - left; // under the digit
+        return !chosen.has(part) && isNear && !isLine && 50 * part.weight >= weight && 50 * part.size >= 3 * side;
       });
       if (!more.length) break;
       for (const part of more) {
@@ -475,10 +529,7 @@ function findDigits(ink, mask) {
         [left, right] = [Math.min(left, part.left), Math.max(right, part.right)];
       }
     }
-    const data = new Uint8Array(width * height);
-    for (const part of chosen)
-      for (const run of part.runs) data.fill(1, run.row * width + run.start, run.row * width + run.end);
-    return { width, height, data };
+    return draw(chosen);
   });
 }
 

@@ -4,7 +4,7 @@ const LONGEST_SIDE = 2048; // pixels: larger pictures are shrunk first
 
 /**
  * The gray levels {width, height, data} of a file or a video frame, as the image processor computes them, and a canvas
- * with its colors. Transparent pixels are white, as paper is.
+ * with its colors. Transparent pixels are white, as paper is, or black where nothing can be seen on white.
  */
 export async function readPicture(source) {
   let bitmap;
@@ -19,11 +19,16 @@ export async function readPicture(source) {
   canvas.width = Math.max(1, Math.round(scale * bitmap.width));
   canvas.height = Math.max(1, Math.round(scale * bitmap.height));
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const drawOn = (paper) => {
+    context.fillStyle = paper;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    return readGray(canvas);
+  };
+  let gray = drawOn("#fff");
+  if (gray.data.every((level) => level === gray.data[0])) gray = drawOn("#000");
   bitmap.close();
-  return { canvas, gray: readGray(canvas) };
+  return { canvas, gray };
 }
 
 /** Gray levels of a canvas, by Pillow's weights in its fixed-point arithmetic. */
