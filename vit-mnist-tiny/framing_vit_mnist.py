@@ -38,6 +38,7 @@ STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side
 PLAUSIBLE = 3  # plausibility of another digit in the picture; below it, hairlines may have broken into pieces
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
+SPECK = 0.04  # of the longer side of the image: smaller is no digit
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -176,6 +177,8 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
     width = stroke_width(digit[box]) / side
     # ... little else around it is as dark: around the hole in a 0, for example, is paper, ...
     dark = darkness_around(gray, paper, digit)
+    # ... it is no speck, ...
+    speck = 3 * (side < SPECK * max(gray.shape))
     # ... and it does not touch the border of the image, unless it fills the image.
     is_large = max(gray.shape) >= 64
     edge = 2 if is_large else 1
@@ -188,7 +191,7 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
         middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
         border = 3 * contact + int((gray[[0, 0, -1, -1], [0, -1, 0, -1]] < middle).sum())
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
-    return float(score - 10 * dark - border + 3.2)
+    return float(score - 10 * dark - speck - border + 3.2)
 
 
 def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> float:
@@ -334,7 +337,7 @@ def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float, plaus
     height, width = digit.shape
     if plausibility < 0 and contrast < 3 * LEAST_CONTRAST:
         return "the image is blank"
-    if max(bottom - top, right - left) < 0.04 * max(height, width):
+    if max(bottom - top, right - left) < SPECK * max(height, width):
         return "there are only specks"
     if relative_width > 0.42:
         return "there is only a dot"

@@ -13,6 +13,7 @@ const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
 const PLAUSIBLE = 3; // plausibility of another digit in the picture; below it, hairlines may have broken into pieces
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
+const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 
@@ -319,6 +320,8 @@ function plausibility(gray, paper, ink, digit, threshold) {
   const width = strokeWidth(around(digit, 0)) / side;
   // ... little else around it is as dark: around the hole in a 0, for example, is paper, ...
   const dark = darknessAround(gray, paper, digit);
+  // ... it is no speck, ...
+  const speck = side < SPECK * Math.max(gray.width, gray.height) ? 3 : 0;
   // ... and it does not touch the border of the image, unless it fills the image.
   const isLarge = Math.max(gray.width, gray.height) >= 64;
   const edge = isLarge ? 2 : 1;
@@ -339,7 +342,7 @@ function plausibility(gray, paper, ink, digit, threshold) {
   // Small drawings are often cropped tightly, with paper left at the corners.
   const border = isLarge ? 5 * contact + 2.25 * part : 3 * contact + corners;
   const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
-  return score - 10 * dark - border + 3.2;
+  return score - 10 * dark - speck - border + 3.2;
 }
 
 /** The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its bounding box
@@ -647,7 +650,7 @@ function whyNoDigit(digit, contrast, relativeWidth, score) {
   const [top, bottom, left, right] = bounds(digit);
   const { width, height } = digit;
   if (score < 0 && contrast < 3 * LEAST_CONTRAST) return "the image is blank";
-  if (Math.max(bottom - top, right - left) < 0.04 * Math.max(height, width)) return "there are only specks";
+  if (Math.max(bottom - top, right - left) < SPECK * Math.max(height, width)) return "there are only specks";
   if (relativeWidth > 0.42) return "there is only a dot";
   const isRow = right - left >= 0.95 * width && bottom - top < 0.15 * height;
   const isColumn = bottom - top >= 0.95 * height && right - left < 0.15 * width;
