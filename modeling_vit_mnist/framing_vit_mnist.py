@@ -16,6 +16,7 @@ from .morphology_vit_mnist import (
     bounds,
     center_of_mass,
     crop,
+    enclose,
     fill_spans,
     find_runs,
     is_parallelogram,
@@ -234,7 +235,7 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     """The two components with the most ink, each with the parts near it, as masks. Components at the border of an
     image count little: they are shadows, lines or a table. So do flat ones, which are lines on the paper. If a box or
-    a ring is drawn around components, only these are searched."""
+    a ring is drawn around components, even with a gap, only these are searched."""
     height, width = ink.shape
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
@@ -265,8 +266,8 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
         if at_border[outer] or not (inner & (10 * size > 3 * size[outer])).any():
             continue
         outline, inside = draw(np.arange(count) == outer), draw(inner)
-        filled = fill_spans(outline)
-        if 4 * outline.sum() < filled.sum() and 10 * (inside & filled).sum() > 9 * inside.sum():
+        filled = enclose(outline)
+        if 2 * outline.sum() < filled.sum() and 10 * (inside & filled).sum() > 9 * inside.sum():
             yield from find_digits(ink, inside)
             return
 

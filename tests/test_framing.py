@@ -198,10 +198,14 @@ def surround(kind: str, rule: int) -> PIL.Image.Image:
     """A mask of lines of `rule` pixels on a sheet of 300x240 pixels, around a digit at its middle."""
     image = PIL.Image.new("L", (300, 240))
     pen, box = PIL.ImageDraw.Draw(image), (50, 18, 250, 222)
-    if "box" in kind or kind == "plot":
+    if kind in ("box", "tilted box", "plot"):
         pen.rectangle(box, outline=255, width=rule)
     if kind == "ring":
         pen.ellipse(box, outline=255, width=rule)
+    if kind == "open ring":
+        pen.arc(box, 20, 320, fill=255, width=rule)
+    if kind == "thick box":
+        pen.rectangle(box, outline=255, width=8 + 3 * rule)
     if kind == "plot":  # with ticks and their numbers
         for at in range(40, 220, 30):
             pen.line((44, at, 50, at), fill=255, width=2)
@@ -214,7 +218,9 @@ def surround(kind: str, rule: int) -> PIL.Image.Image:
 
 @pytest.mark.parametrize("rule", [3, 6])
 @pytest.mark.parametrize("paper, ink", [(235.0, 20.0), (30.0, 200.0)])
-@pytest.mark.parametrize("kind", ["box", "tilted box", "ring", "plot", "line under it", "two lines under it", "lines"])
+@pytest.mark.parametrize("kind", [
+    "box", "thick box", "tilted box", "ring", "open ring", "plot", "line under it", "two lines under it", "lines",
+])  # fmt: skip
 def test_lines_around_a_digit_are_left_out(digits, kind, paper, ink, rule):
     lines = np.asarray(surround(kind, rule)) / 255
     for digit in digits:
@@ -404,6 +410,15 @@ def test_distances_equal_scipys_up_to_the_limit(limit):
     found = morphology.squared_distances(mask, limit)
     near = expected <= limit**2
     assert np.array_equal(found[near], np.round(expected[near])) and (found[~near] > limit**2).all()
+
+
+def test_what_a_mask_encloses_has_it_on_three_sides():
+    mask = np.random.default_rng(0).random((9, 13)) < 0.12
+    expected = mask.copy()
+    for row, column in np.ndindex(mask.shape):
+        sides = mask[row, :column], mask[row, column:], mask[:row, column], mask[row:, column]
+        expected[row, column] |= sum(side.any() for side in sides) >= 3
+    assert np.array_equal(morphology.enclose(mask), expected) and (expected & ~mask).any()
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 15])

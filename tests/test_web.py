@@ -124,7 +124,8 @@ def sketch(digits: str, ink: int, paper: int, thickness: int = 22) -> np.ndarray
 def with_lines(levels: np.ndarray, ink: int, **shapes: tuple) -> np.ndarray:
     image = PIL.Image.fromarray(levels)
     for shape, place in shapes.items():
-        getattr(PIL.ImageDraw.Draw(image), shape)(place, **{"fill" if shape == "line" else "outline": ink}, width=5)
+        color = {"outline" if shape in ("rectangle", "ellipse") else "fill": ink}
+        getattr(PIL.ImageDraw.Draw(image), shape)(place[:4], *place[4:], **color, width=5)
     return np.asarray(image)
 
 
@@ -161,6 +162,7 @@ def photographs() -> dict[str, np.ndarray]:
         "a thumbnail": photograph(np.asarray(PIL.Image.fromarray(pen["0"]).resize((41, 37))), quality=95),
         "in a box": photograph(with_lines(pen["2"], 50, rectangle=(30, 15, 250, 262))),
         "in a ring": photograph(with_lines(pen["4"], 50, ellipse=(12, 4, 276, 276))),
+        "in an open ring": photograph(with_lines(pen["7"], 50, arc=(12, 4, 276, 276, 100, 400))),
         "underlined": photograph(with_lines(pen["7"], 50, line=(40, 255, 250, 258))),
         "a line of a pixel": 255 - sketch("2", 255, 0, 1),
         "two digits": photograph(sketch("27", 60, 210)),

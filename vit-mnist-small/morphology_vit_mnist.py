@@ -127,6 +127,15 @@ def fill_spans(mask: np.ndarray) -> np.ndarray:
     return along_rows(mask) & along_rows(mask.T).T
 
 
+def enclose(mask: np.ndarray) -> np.ndarray:
+    """The mask, and the pixels that have it on at least three sides: to the left, to the right, above and below."""
+    sides = np.zeros(mask.shape, np.int8)
+    for _ in range(4):
+        sides += np.logical_or.accumulate(mask)
+        mask, sides = np.rot90(mask), np.rot90(sides)
+    return mask | (sides >= 3)
+
+
 def is_parallelogram(mask: np.ndarray) -> bool:
     """Whether the second moments of a mask are those of a parallelogram of its area, and it reaches into the corners.
     In units of the standard deviation along each direction, a parallelogram is a square with 3.8 % of its area further

@@ -419,6 +419,26 @@ function fillSpans(mask) {
   return { width, height, data: result };
 }
 
+/** The mask, and the pixels that have it on at least three sides: to the left, to the right, above and below. */
+function enclose({ width, height, data }) {
+  const sides = new Uint8Array(data.length);
+  const scan = (start, step, length) => {
+    for (let i = start, k = 0, seen = 0; k < length; i += step, k++) {
+      seen |= data[i];
+      sides[i] += seen;
+    }
+  };
+  for (let y = 0; y < height; y++) {
+    scan(y * width, 1, width);
+    scan((y + 1) * width - 1, -1, width);
+  }
+  for (let x = 0; x < width; x++) {
+    scan(x, width, height);
+    scan((height - 1) * width + x, -width, height);
+  }
+  return { width, height, data: sides.map((count, i) => (data[i] || count >= 3 ? 1 : 0)) };
+}
+
 /**
  * Whether the second moments of a mask are those of a parallelogram of its area, and it reaches into the corners. In
  * units of the standard deviation along each direction, a parallelogram is a square with 3.8 % of its area further than
@@ -472,7 +492,7 @@ function largest(histogram, rank) {
 /**
  * The two components of the mask with the most ink, each with the parts near it, as masks. Components at the border of
  * the image count little: they are shadows, lines or a table. So do flat ones, which are lines on the paper. If a box or
- * a ring is drawn around components, only these are searched.
+ * a ring is drawn around components, even with a gap, only these are searched.
  */
 function findDigits(ink, mask) {
   const { width, height } = ink;
@@ -508,8 +528,8 @@ function findDigits(ink, mask) {
     const inner = list.filter(isInner);
     if (outer.atBorder || !inner.some(({ size }) => 10 * size > 3 * outer.size)) continue;
     const [outline, within] = [draw([outer]), draw(inner)];
-    const filled = fillSpans(outline);
-    const isThin = 4 * sum(outline.data) < sum(filled.data);
+    const filled = enclose(outline);
+    const isThin = 2 * sum(outline.data) < sum(filled.data);
     if (isThin && 10 * sum(inside(filled, within)) > 9 * sum(within.data)) return findDigits(ink, within);
   }
   const firsts = [...list].sort((a, b) => b.score - a.score).slice(0, 2);
