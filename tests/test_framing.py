@@ -239,6 +239,19 @@ def test_the_hole_of_a_digit_holds_no_other():
     assert empty.problem is None and distance(frame_digit(np.asarray(image)).image, empty.image) < 6
 
 
+@pytest.mark.parametrize("shape", ["6", "8", "4"])
+def test_a_hollow_digit_is_no_ring(shape):
+    """The outline of a digit encloses those of its holes."""
+    points = {"6": [(190, 60), (120, 150), (120, 220), (170, 250), (210, 210), (180, 170), (125, 190)],
+              "8": [(150, 150), (195, 105), (150, 60), (105, 105), (200, 200), (150, 250), (100, 200), (150, 150)],
+              "4": [(180, 250), (180, 60), (80, 190), (220, 190)]}[shape]  # fmt: skip
+    image = PIL.Image.new("L", (300, 300), 255)
+    for ink, width in ((0, 34), (255, 24)):
+        PIL.ImageDraw.Draw(image).line(points, fill=ink, width=width, joint="curve")
+    framed = frame_digit(np.asarray(image))
+    assert framed.problem is None and len(morphology.crop(framed.digit)) > 180
+
+
 STROKES = {
     "3": [(200, 150), (300, 90), (390, 160), (290, 280), (400, 390), (300, 500), (190, 440)],
     "7": [(180, 120), (400, 100), (260, 500)],

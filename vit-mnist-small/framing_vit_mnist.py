@@ -267,7 +267,9 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             continue
         outline, inside = draw(np.arange(count) == outer), draw(inner)
         filled = enclose(outline)
-        if 2 * outline.sum() < filled.sum() and 10 * (inside & filled).sum() > 9 * inside.sum():
+        area = int(filled.sum())  # of what is thin and round or square, not the outline of a digit
+        is_frame = 2 * outline.sum() < area and 10 * area > 7 * crop(outline).size
+        if is_frame and 10 * (inside & filled).sum() > 9 * inside.sum():
             yield from find_digits(ink, inside)
             return
 

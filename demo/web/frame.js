@@ -529,8 +529,9 @@ function findDigits(ink, mask) {
     if (outer.atBorder || !inner.some(({ size }) => 10 * size > 3 * outer.size)) continue;
     const [outline, within] = [draw([outer]), draw(inner)];
     const filled = enclose(outline);
-    const isThin = 2 * sum(outline.data) < sum(filled.data);
-    if (isThin && 10 * sum(inside(filled, within)) > 9 * sum(within.data)) return findDigits(ink, within);
+    const area = sum(filled.data); // of what is thin and round or square, not the outline of a digit
+    const isFrame = 2 * sum(outline.data) < area && 10 * area > 7 * crop(outline).data.length;
+    if (isFrame && 10 * sum(inside(filled, within)) > 9 * sum(within.data)) return findDigits(ink, within);
   }
   const firsts = [...list].sort((a, b) => b.score - a.score).slice(0, 2);
   return firsts.map((first) => {
