@@ -273,8 +273,7 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             yield from find_digits(ink, inside)
             return
 
-    counts_little = at_border | is_flat
-    for first in np.argsort(np.where(counts_little, -3 * weight, -100 * weight), kind="stable")[:2]:
+    for first in np.argsort(-weight * np.where(at_border | is_flat, 3, 100), kind="stable")[:2]:
         chosen = np.arange(count) == first
         box = [int(edges[first]) for edges in (top, bottom, left, right)]
         while not is_flat[first]:
