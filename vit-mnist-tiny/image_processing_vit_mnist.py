@@ -75,7 +75,8 @@ class VitMnistImageProcessor(PilBackend):
             A blank image stays blank.
         do_deskew (`bool`, defaults to `False`): Bring the digit upright and to one size (see [`deskew`]), after it is
             framed, centered or resized, which must make a square. Expects light ink on black.
-        background (`int`, defaults to 255, white): Gray level behind transparent pixels.
+        background (`int`, defaults to 255, white): Gray level behind transparent pixels; its opposite, where nothing
+            can be seen on it.
         max_pixels (`int`, defaults to 2**26): Larger images are refused before they are decoded. It is not saved, and
             a saved processor cannot set it: whoever made the file may have made the images, too.
 
