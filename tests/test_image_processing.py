@@ -208,6 +208,21 @@ def test_blank_images_give_no_nan(value, options):
         assert pixels(form, **options).isfinite().all()
 
 
+def test_an_image_without_a_digit_is_named(digits, caplog):
+    """Where nothing else says so, as in transformers' pipelines: a model predicts some digit of a black image."""
+    sheet = PIL.Image.new("L", (300, 200), 225)
+    for column in (20, 170):
+        sheet.paste(30, (column, 40), PIL.Image.fromarray(digits[0]).resize((112, 112)))
+    sheets = [np.full((60, 60), 7, np.uint8), sheet.crop((0, 0, 150, 200)), sheet]
+    framed = grayscale(sheets, do_frame=True)
+    assert [bool(image.any()) for image in framed] == [False, True, True]
+    assert caplog.messages == [
+        "Image 1 of 3 holds no digit: the image is blank. Ignore what is predicted of it.",
+        "Image 3 of 3 holds more than one digit: the clearest is read.",
+    ]
+    assert all(record.levelname == "WARNING" for record in caplog.records)
+
+
 def test_a_hairline_and_a_dot_can_be_centered():
     for mark in (np.s_[0:400, 200], np.s_[3, 0:400], np.s_[399, 399]):
         image = np.zeros((400, 400), np.uint8)

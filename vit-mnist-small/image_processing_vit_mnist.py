@@ -1,6 +1,7 @@
 """From any image to the `pixel_values` that the model reads. Works without torchvision. Travels with every checkpoint,
 so it imports only files that do so, too."""
 
+import logging
 import os
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from .configuration_vit_mnist import MAX_SIDE, refuse_misspelled
 from .deskewing_vit_mnist import deskew
 from .framing_vit_mnist import Framing, frame_digit
 from .grayscale_vit_mnist import MAX_IMAGE_PIXELS, channel_axis, check_pixels, frame_image, open_image, to_grayscale
+
+logger = logging.getLogger(__name__)
 
 FLOAT32 = np.finfo(np.float32)
 # What a saved processor holds besides options.
@@ -67,7 +70,8 @@ class VitMnistImageProcessor(PilBackend):
         image_mean, image_std (`float` or list, defaults to 0.1307 and 0.3081): Of MNIST's training pixels in [0, 1].
         do_frame (`bool`, defaults to `False`): Find the digit in a drawing, a scan or a photograph, dark on light or
             light on dark, and frame it as MNIST does (see [`frame_digit`]). An image of MNIST is unchanged, and one
-            without a digit becomes black. `do_invert` and `do_center` are used instead if one of them is set.
+            without a digit becomes black. A warning names images without a digit or with several. `do_invert` and
+            `do_center` are used instead if one of them is set.
         do_invert (`bool` or `"auto"`, defaults to `False`): Invert the image. `"auto"` inverts an image whose border
             has a median brighter than the middle of the image's range: dark ink on light paper.
         do_center (`bool`, defaults to `False`): Frame the digit as MNIST does: scale the bounding box of the ink into
@@ -267,7 +271,14 @@ class VitMnistImageProcessor(PilBackend):
     ) -> BatchFeature:  # fmt: skip
         shape = (size.height, size.width) if size else (0, 0)  # used only if images are resized or centered
         if do_frame and not (do_invert or do_center):
-            framed = [self.frame(image, shape[0]).image for image in images]
+            found = [self.frame(image, shape[0]) for image in images]
+            framed = [framing.image for framing in found]
+            for number, framing in enumerate(found, 1):
+                which = f"Image {number} of {len(found)} holds"
+                if framing.problem:  # a model predicts some digit of a black image
+                    logger.warning("%s no digit: %s. Ignore what is predicted of it.", which, framing.problem)
+                elif framing.has_others:
+                    logger.warning("%s more than one digit: the clearest is read.", which)
         else:
             framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if do_deskew:
