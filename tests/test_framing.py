@@ -229,6 +229,22 @@ def test_lines_around_a_digit_are_left_out(digits, kind, paper, ink, rule):
         assert framed.problem is None and nearest_distance(framed.image, frame_digit(alone).image) < 8
 
 
+@pytest.mark.parametrize("to_the_border", [False, True])
+@pytest.mark.parametrize("row, column", [(0, 2), (1, 1), (2, 0)])
+def test_a_digit_in_a_cell_of_a_table_is_found(digits, row, column, to_the_border):
+    """Also if it is small in the table, and if the lines end at the border of the image, as where one cell of many was
+    cut out."""
+    image = PIL.Image.new("L", (440, 440))
+    for at in range(25, 440, 130):
+        for line in ((at, 0, at, 440), (0, at, 440, at)) if to_the_border else ((at, 25, at, 415), (25, at, 415, at)):
+            PIL.ImageDraw.Draw(image).line(line, fill=255, width=4)
+    lines = np.asarray(image) / 255
+    for digit in digits:
+        alone = draw(digit, sheet=(440, 440), corner=(30 + 130 * row, 30 + 130 * column), side=120)
+        framed = frame_digit(np.round(alone + (20 - alone) * lines).astype(np.uint8))
+        assert framed.problem is None and nearest_distance(framed.image, frame_digit(alone).image) < 8
+
+
 def test_the_hole_of_a_digit_holds_no_other():
     """A ring is a 0, whatever small is in it."""
     image = PIL.Image.new("L", (240, 240), 235)

@@ -150,6 +150,9 @@ def photographs() -> dict[str, np.ndarray]:
 
     pen = {digit: sketch(digit, int(draw.integers(20, 90)), int(draw.integers(160, 250)), 8) for digit in DIGITS}
     table = np.pad(pen["4"], ((12, 8), (16, 4)), constant_values=25)
+    in_cell = pen["2"]
+    for line in ((9, 0, 9, 280), (270, 0, 270, 280), (0, 9, 280, 9), (0, 268, 280, 268)):  # to the border
+        in_cell = with_lines(in_cell, 50, line=line)
     far = np.pad(sketch("7", 40, 220), ((310, 400), (500, 120)), constant_values=220)
     return {
         **{f"a {digit} on paper": photograph(levels) for digit, levels in pen.items()},
@@ -163,6 +166,7 @@ def photographs() -> dict[str, np.ndarray]:
         "in a box": photograph(with_lines(pen["2"], 50, rectangle=(30, 15, 250, 262))),
         "in a ring": photograph(with_lines(pen["4"], 50, ellipse=(12, 4, 276, 276))),
         "in an open ring": photograph(with_lines(pen["7"], 50, arc=(12, 4, 276, 276, 100, 400))),
+        "in a cell": photograph(in_cell),
         "underlined": photograph(with_lines(pen["7"], 50, line=(40, 255, 250, 258))),
         "a line of a pixel": 255 - sketch("2", 255, 0, 1),
         "two digits": photograph(sketch("27", 60, 210)),

@@ -234,15 +234,14 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     """The two components with the most ink, each with the parts near it, as masks. Components at the border of an
-    image count little: they are shadows, lines or a table. So do flat ones, which are lines on the paper. If a box or
-    a ring is drawn around components, even with a gap, only these are searched."""
+    image count little: they are shadows or lines. So do flat ones, which are lines on the paper. If a box, a ring or a
+    table is drawn around components, even with a gap, only these are searched."""
     height, width = ink.shape
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
     count = int(part.max(initial=-1)) + 1
     sums = np.concatenate([[0], ink.ravel().astype(np.int64).cumsum()])
-    weight = np.zeros(count, np.int64)
-    np.add.at(weight, part, sums[row * width + end] - sums[row * width + start])
+    weight = np.bincount(part, sums[row * width + end] - sums[row * width + start], count).astype(np.int64)
     top, left = np.full(count, height), np.full(count, width)
     bottom, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.minimum.at(top, part, row)
@@ -263,12 +262,13 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
 
     for outer in np.argsort(-size, kind="stable")[:3]:
         inner = (top > top[outer]) & (bottom < bottom[outer]) & (left > left[outer]) & (right < right[outer])
-        if at_border[outer] or not (inner & (10 * size > 3 * size[outer])).any():
+        if 10 * (largest := size[inner].max(initial=0)) < size[outer]:
             continue
         outline, inside = draw(np.arange(count) == outer), draw(inner)
         filled = enclose(outline)
-        area = int(filled.sum())  # of what is thin and round or square, not the outline of a digit
-        is_frame = 2 * outline.sum() < area and 10 * area > 7 * crop(outline).size
+        area = int(filled.sum())  # of what is thin and round or square, or a table, not the outline of a digit
+        least = 7 if 10 * largest > 3 * size[outer] else 9
+        is_frame = 2 * outline.sum() < area and 10 * area > least * crop(outline).size
         if is_frame and 10 * (inside & filled).sum() > 9 * inside.sum():
             yield from find_digits(ink, inside)
             return

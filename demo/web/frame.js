@@ -526,11 +526,13 @@ function findDigits(ink, mask) {
     const isInner = ({ top, bottom, left, right }) =>
       top > outer.top && bottom < outer.bottom && left > outer.left && right < outer.right;
     const inner = list.filter(isInner);
-    if (outer.atBorder || !inner.some(({ size }) => 10 * size > 3 * outer.size)) continue;
+    const largest = Math.max(0, ...inner.map(({ size }) => size));
+    if (10 * largest < outer.size) continue;
     const [outline, within] = [draw([outer]), draw(inner)];
     const filled = enclose(outline);
-    const area = sum(filled.data); // of what is thin and round or square, not the outline of a digit
-    const isFrame = 2 * sum(outline.data) < area && 10 * area > 7 * crop(outline).data.length;
+    const area = sum(filled.data); // of what is thin and round or square, or a table, not the outline of a digit
+    const least = 10 * largest > 3 * outer.size ? 7 : 9;
+    const isFrame = 2 * sum(outline.data) < area && 10 * area > least * crop(outline).data.length;
     if (isFrame && 10 * sum(inside(filled, within)) > 9 * sum(within.data)) return findDigits(ink, within);
   }
   const firsts = [...list].sort((a, b) => b.score - a.score).slice(0, 2);
