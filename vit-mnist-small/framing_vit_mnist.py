@@ -266,8 +266,8 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             continue
         outline, inside = draw(np.arange(count) == outer), draw(inner)
         filled = enclose(outline)
-        area = int(filled.sum())  # of what is thin and round or square, or a table, not the outline of a digit
-        least = 7 if 10 * largest > 3 * size[outer] else 9
+        area = int(filled.sum())  # of what is thin and round or square, not the outline of a digit
+        least = 7 if 10 * largest > 3 * size[outer] else 9  # a table: it is square, and no 0 with a speck in it
         is_frame = 2 * outline.sum() < area and 10 * area > least * crop(outline).size
         if is_frame and 10 * (inside & filled).sum() > 9 * inside.sum():
             yield from find_digits(ink, inside)

@@ -491,8 +491,8 @@ function largest(histogram, rank) {
 
 /**
  * The two components of the mask with the most ink, each with the parts near it, as masks. Components at the border of
- * the image count little: they are shadows, lines or a table. So do flat ones, which are lines on the paper. If a box or
- * a ring is drawn around components, even with a gap, only these are searched.
+ * the image count little: they are shadows or lines. So do flat ones, which are lines on the paper. If a box, a ring or
+ * a table is drawn around components, even with a gap, only these are searched.
  */
 function findDigits(ink, mask) {
   const { width, height } = ink;
@@ -530,8 +530,8 @@ function findDigits(ink, mask) {
     if (10 * largest < outer.size) continue;
     const [outline, within] = [draw([outer]), draw(inner)];
     const filled = enclose(outline);
-    const area = sum(filled.data); // of what is thin and round or square, or a table, not the outline of a digit
-    const least = 10 * largest > 3 * outer.size ? 7 : 9;
+    const area = sum(filled.data); // of what is thin and round or square, not the outline of a digit
+    const least = 10 * largest > 3 * outer.size ? 7 : 9; // a table: it is square, and no 0 with a speck in it
     const isFrame = 2 * sum(outline.data) < area && 10 * area > least * crop(outline).data.length;
     if (isFrame && 10 * sum(inside(filled, within)) > 9 * sum(within.data)) return findDigits(ink, within);
   }
