@@ -16,12 +16,21 @@ from transformers.processing_utils import ImagesKwargs
 
 from .configuration_vit_mnist import MAX_SIDE, refuse_misspelled
 from .deskewing_vit_mnist import deskew
-from .framing_vit_mnist import Framing, frame_digit
-from .grayscale_vit_mnist import MAX_IMAGE_PIXELS, channel_axis, check_pixels, frame_image, open_image, to_grayscale
+from .framing_vit_mnist import PLAUSIBLE, Framing, frame_digit
+from .grayscale_vit_mnist import (
+    MAX_IMAGE_PIXELS,
+    channel_axis,
+    check_pixels,
+    frame_image,
+    open_image,
+    split_colors,
+    to_grayscale,
+)
 
 logger = logging.getLogger(__name__)
 
 FLOAT32 = np.finfo(np.float32)
+COARSE_SIDE = 768  # pixels of the longer side, which tell in which color a digit is seen
 # What a saved processor holds besides options.
 METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
 
@@ -62,7 +71,8 @@ class VitMnistImageProcessor(PilBackend):
       three grayscale ones as `(3, 1, H, W)`. With `input_data_format`, every array has channels, where that says.
 
     An image is first turned upright as its EXIF data says. Color becomes gray by ITU-R BT.601 luma, as in Pillow's
-    mode "L". 16-bit images are reduced to 8 bits.
+    mode "L". If `do_frame` finds no plausible digit in it, but in red, green or blue alone, as with ink as bright as
+    its paper, that color becomes gray. 16-bit images are reduced to 8 bits.
 
     Args:
         size (`dict`, defaults to 28x28): Height and width to resize to.
@@ -182,7 +192,7 @@ class VitMnistImageProcessor(PilBackend):
         max_pixels: int | None = None, **kwargs,
     ) -> list[np.ndarray]:  # fmt: skip
         singles = self._flatten(self.fetch_images(images, max_pixels), input_data_format)
-        return [self.process_image(image, background, input_data_format, max_pixels) for image in singles]
+        return [self.process_image(image, background, input_data_format, max_pixels, **kwargs) for image in singles]
 
     def _flatten(self, images: Any, data_format: str | None) -> list[Any]:
         """A list of single images: PIL images and arrays."""
@@ -205,14 +215,29 @@ class VitMnistImageProcessor(PilBackend):
         self, image: Any, background: int | None = None, input_data_format: str | None = None,
         max_pixels: int | None = None, **kwargs,
     ) -> np.ndarray:  # fmt: skip
-        """One image in grayscale, of shape (height, width): uint8, or float32 in [0, 1] for floats."""
+        """One image in grayscale, of shape (height, width): uint8, or float32 in [0, 1] for floats. Options of the
+        call, such as `do_frame`, are among `kwargs`."""
         background = self.background if background is None else background
         shape = image.size if isinstance(image, PIL.Image.Image) else image.shape
         check_pixels(shape, "The array", self.max_pixels if max_pixels is None else max_pixels)
-        return to_grayscale(image, background, input_data_format or self.input_data_format)
+        arguments = image, background, input_data_format or self.input_data_format
+        steps = [kwargs.get(name, getattr(self, name)) for name in ("do_frame", "do_invert", "do_center")]
+        if not steps[0] or any(steps[1:]):
+            return to_grayscale(*arguments)
+        luma, *colors = split_colors(*arguments)
+        step = max(1, max(luma.shape) // COARSE_SIDE)
+
+        def plausibility(gray: np.ndarray) -> float:
+            return self.frame(np.ascontiguousarray(gray[::step, ::step])).plausibility
+
+        is_gray = all(np.array_equal(color[::step, ::step], luma[::step, ::step]) for color in colors)
+        if is_gray or plausibility(luma) >= PLAUSIBLE:
+            return luma
+        clearest = max(colors, key=plausibility)
+        return np.ascontiguousarray(clearest) if plausibility(clearest) >= PLAUSIBLE else luma
 
     @staticmethod
-    def frame(image: np.ndarray, side: int) -> Framing:
+    def frame(image: np.ndarray, side: int = 28) -> Framing:
         """What [`frame_digit`] finds in one grayscale image of shape `(height, width)`: uint8, or float32 in [0, 1],
         which stays float32 only if it is framed already."""
         gray = image if image.dtype == np.uint8 else np.round(255 * image).astype(np.uint8)

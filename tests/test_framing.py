@@ -485,6 +485,32 @@ def test_the_processor_frames_every_form_of_an_image(digits):
     assert kept.dtype == np.float32 and np.allclose(kept[0], digits[0] / 255)
 
 
+# Red on green, blue on brown, and purple on olive, of equal luma.
+@pytest.mark.parametrize(
+    ("ink", "paper"), [((200, 0, 0), (0, 102, 0)), ((90, 110, 230), (190, 95, 42)), ((150, 60, 180), (90, 120, 26))]
+)
+def test_ink_as_bright_as_its_paper_is_found_by_its_color(digits, ink, paper):
+    expected = frame_digit(draw(digits[2])).image
+    color = np.stack([draw(digits[2], paper=p, ink=i) for p, i in zip(paper, ink, strict=True)], -1)
+    picture = PIL.Image.fromarray(color)
+    luma = np.asarray(picture.convert("L"))
+    assert np.ptp(luma) < 3
+    for image in (picture, color, color.transpose(2, 0, 1), color / 255, picture.convert("RGBA")):
+        assert nearest_distance(grayscale(image)[0], expected) < 6
+    assert np.array_equal(VitMnistImageProcessor().process_image(picture), luma)
+    assert np.array_equal(VitMnistImageProcessor(do_frame=True, do_invert="auto").process_image(picture), luma)
+
+
+def test_a_color_replaces_luma_only_if_it_alone_shows_a_digit(digits):
+    generator = np.random.default_rng(0)
+    processor = VitMnistImageProcessor(do_frame=True)
+    blank = generator.normal((200, 180, 150), 6, (120, 160, 3))
+    drawn = np.stack([draw(digits[3], (240, 300), paper=p, ink=i) for p, i in ((230, 120), (225, 30), (190, 20))], -1)
+    for color in (blank, drawn + generator.normal(0, 3, drawn.shape), np.stack([draw(digits[0])] * 3, -1)):
+        picture = PIL.Image.fromarray(np.uint8(color.clip(0, 255)))
+        assert np.array_equal(processor.process_image(picture), np.asarray(picture.convert("L")))
+
+
 def test_framing_gives_way_to_inverting_and_centering(digits):
     drawing = draw(digits[0])
     plain = VitMnistImageProcessor(do_rescale=False, do_normalize=False)

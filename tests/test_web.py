@@ -206,9 +206,40 @@ console.log(JSON.stringify(found.map((framing) => ({{
         assert (got["digit"] is None) == (expected.digit is None)
         if expected.digit is not None:
             np.testing.assert_array_equal(got["digit"]["mask"], expected.digit.flatten())
+        if np.isfinite(expected.plausibility):
+            assert got["plausibility"] == pytest.approx(expected.plausibility)
         for name in ("problem", "is_framed", "is_dark_on_light", "has_others"):
             first, *others = name.split("_")
             assert got[first + "".join(map(str.capitalize, others))] == getattr(expected, name), (name, image.shape)
+
+
+@needs_node
+def test_colors_become_the_same_gray(tmp_path):
+    """A color, where ink is as bright as its paper; luma, where it shows the digit or no color does; grays."""
+    generator = np.random.default_rng(0)
+    digit = sketch("2", 1, 0)[..., None]
+    pens = (((200, 0, 0), (0, 102, 0)), ((9, 20, 99), 230))
+    images = [paper + (np.array(ink) - paper) * digit for ink, paper in pens]
+    images += [generator.normal((200, 180, 150), 6, (90, 120, 3)), np.full((50, 40, 3), 77), sketch("4", 20, 240)]
+    images = [np.uint8(np.clip(image, 0, 255)) for image in images]
+    pictures = [PIL.Image.fromarray(image).convert("RGBA") for image in images]
+    record = [{"width": i.width, "height": i.height, "data": np.asarray(i).flatten().tolist()} for i in pictures]
+    (tmp_path / "images.json").write_text(json.dumps(record))
+    found = node(
+        f"""
+import {{ readFileSync }} from "node:fs";
+import {{ toGray }} from {str(WEB / "frame.js")!r};
+const images = JSON.parse(readFileSync({str(tmp_path / "images.json")!r}));
+console.log(JSON.stringify(images.map((image) => Array.from(toGray(image).data))));
+""",
+        tmp_path,
+    )
+    processor = load_checkpoint(TINY)[1]
+    grays = [processor.process_image(image) for image in images]
+    is_luma = [np.array_equal(gray, image.convert("L")) for gray, image in zip(grays, pictures, strict=True)]
+    assert is_luma == [False, True, True, True, True]
+    for gray, got in zip(grays, found, strict=True):
+        np.testing.assert_array_equal(got, gray.flatten())
 
 
 @needs_node

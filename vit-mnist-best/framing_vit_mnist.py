@@ -27,6 +27,7 @@ from .morphology_vit_mnist import (
     sliding_min,
     squared_distances,
     stroke_width,
+    unrepeat,
 )
 
 # MNIST's digits were scaled into 20x20 of the 28x28 pixels.
@@ -36,7 +37,7 @@ LEAST_SIDE = 20  # of an image that is searched as it is
 MAGNIFIED_SIDE = 40  # pixels that a smaller one is magnified to
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
-PLAUSIBLE = 3  # plausibility of another digit in the picture; below it, hairlines may have broken into pieces
+PLAUSIBLE = 3  # of a further digit, or of one in a single color; below it, hairlines may have broken into pieces
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
@@ -60,6 +61,8 @@ class Framing:
         digit (`np.ndarray` of shape `(rows, columns)`, bool): The pixels of `ink` that belong to the digit.
         stroke_width (`float`): In pixels of the frame, before it was changed.
         has_others (`bool`): Whether there is more that may be a digit.
+        plausibility (`float`): How much it is like a digit, as log-odds: the highest if it was framed already, the
+            lowest if there is none.
     """
 
     image: np.ndarray
@@ -70,6 +73,7 @@ class Framing:
     digit: np.ndarray | None = None
     stroke_width: float | None = None
     has_others: bool = False
+    plausibility: float = -math.inf
 
 
 def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Framing:
@@ -83,7 +87,7 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     """
     gray = unrepeat(gray)
     if side == 28 and is_framed_as_mnist(gray):
-        return Framing(gray, is_framed=True)
+        return Framing(gray, is_framed=True, plausibility=math.inf)
     blank = np.zeros((side, side), np.uint8)
     longest = max(gray.shape)
     factor = longest / MAGNIFIED_SIDE if longest < LEAST_SIDE else max(1, longest / WORKING_SIDE)
@@ -114,20 +118,10 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     found = Framing(blank, None, False, dark, ink, digit, box * width)
     found.problem = _why_no_digit(digit, contrast, width, score)
     if found.problem is None:
-        found.image = place(set_stroke_width(mask), side, box)
+        found.image, found.plausibility = place(set_stroke_width(mask), side, box), score
         others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)
         found.has_others = any(2 * max(crop(part).shape) >= length for part in others if not (part & digit).any())
     return found
-
-
-def unrepeat(gray: np.ndarray) -> np.ndarray:
-    """The image without the repetitions of its pixels, if each of them was repeated to magnify it."""
-    size = math.gcd(*gray.shape)
-    for line in (*gray, *gray.T):
-        if size == 1:
-            break
-        size = math.gcd(size, *(np.flatnonzero(line[1:] != line[:-1]) + 1).tolist())
-    return gray[::size, ::size] if size > 1 and min(gray.shape) >= 3 * size else gray
 
 
 def is_framed_as_mnist(gray: np.ndarray) -> bool:

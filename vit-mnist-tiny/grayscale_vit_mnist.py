@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -147,9 +148,7 @@ def channel_axis(array: np.ndarray, data_format: str | None = None) -> int | Non
     return 2 if array.shape[2] in (1, 2, 3, 4) else None
 
 
-def to_grayscale(
-    image: PIL.Image.Image | np.ndarray, background: int, data_format: str | None = None
-) -> np.ndarray:  # fmt: skip
+def to_grayscale(image: PIL.Image.Image | np.ndarray, background: int, data_format: str | None = None) -> np.ndarray:
     """One image in grayscale, of shape `(height, width)`: uint8, or float32 in [0, 1] for floats.
 
     Args:
@@ -162,40 +161,55 @@ def to_grayscale(
     Raises:
         ValueError: an array of another shape or without numbers, or values out of range.
     """
+    return next(split_colors(image, background, data_format))
+
+
+def split_colors(
+    image: PIL.Image.Image | np.ndarray, background: int, data_format: str | None = None
+) -> Iterator[np.ndarray]:
+    """What [`to_grayscale`] makes of an image, followed by its red, green and blue, if it has colors, in the same
+    form."""
     if isinstance(image, PIL.Image.Image):
-        return _gray_from_pil(image, background)
-    return _gray_from_array(image, background, data_format)
+        return _split_pil(image, background)
+    return _split_array(image, background, data_format)
 
 
-def _gray_from_pil(image: PIL.Image.Image, background: int) -> np.ndarray:
+def _split_pil(image: PIL.Image.Image, background: int) -> Iterator[np.ndarray]:
     if 0 in image.size:
         raise ValueError(f"An image must have pixels, got a size of {image.size}.")
     if image.mode == "I" or image.mode.startswith("I;16"):
         array = np.asarray(image)
-        return _eight_bits(array, sixteen=image.mode != "I" or array.max() > 255)  # Pillow reads some 16 bits as "I"
+        yield _eight_bits(array, sixteen=image.mode != "I" or array.max() > 255)  # Pillow reads some 16 bits as "I"
+        return
     if image.mode == "F":
-        return _gray_from_array(np.asarray(image), background)
+        yield from _split_array(np.asarray(image), background)
+        return
     if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image  # Pillow converts it to nothing else
         image = image if image.mode == "RGBA" else image.convert("RGBA")
-        gray = _on_paper(image, background)
-        if gray.min() < gray.max():
-            return gray
-        opposite = _on_paper(image, 255 - background)
-        return opposite if opposite.min() < opposite.max() else gray
-    if image.mode not in ("1", "L"):
+        drawn = _on_paper(image, background)
+        if _is_blank(drawn) and not _is_blank(opposite := _on_paper(image, 255 - background)):
+            drawn = opposite
+        image = drawn
+    elif image.mode not in ("1", "L"):
         image = image.convert("RGB")
-    return np.asarray(image.convert("L"))
+    yield np.asarray(image.convert("L"))
+    if image.mode == "RGB":
+        yield from np.moveaxis(np.asarray(image), -1, 0)
 
 
-def _on_paper(image: PIL.Image.Image, level: int) -> np.ndarray:
+def _on_paper(image: PIL.Image.Image, level: int) -> PIL.Image.Image:
     paper = PIL.Image.new("RGBA", image.size, (level,) * 3 + (255,))
     image = PIL.Image.alpha_composite(paper, image)
     del paper  # of a large image, each copy counts
-    return np.asarray(image.convert("RGB").convert("L"))
+    return image.convert("RGB")
 
 
-def _gray_from_array(array: np.ndarray, background: int, data_format: str | None = None) -> np.ndarray:
+def _is_blank(image: PIL.Image.Image) -> bool:
+    return image.getcolors(1) is not None  # it has one color
+
+
+def _split_array(array: np.ndarray, background: int, data_format: str | None = None) -> Iterator[np.ndarray]:
     axis = channel_axis(array, data_format) if array.ndim == 3 else None
     channels = array.shape[axis] if axis is not None else 1 if array.ndim == 2 else 0
     if not 1 <= channels <= 4 or 0 in array.shape:
@@ -209,22 +223,23 @@ def _gray_from_array(array: np.ndarray, background: int, data_format: str | None
         array = _eight_bits(array)
         if array.ndim == 3 and array.shape[-1] == 1:
             array = array[..., 0]
-        return array if array.ndim == 2 else _gray_from_pil(PIL.Image.fromarray(array), background)
+        yield from [array] if array.ndim == 2 else _split_pil(PIL.Image.fromarray(array), background)
+        return
 
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-5 and high <= 1 + 1e-5):  # true for NaN; resizing overshoots by rounding
         raise ValueError(f"Float images must lie in [0, 1], got values from {low:g} to {high:g}.")
     array = np.clip(array.astype(np.float32), 0, 1)
-    if array.ndim == 2:
-        return array
     if channels in (2, 4):
         alpha, levels = array[..., -1:], (background, 255 - background)
         array, opposite = (array[..., :-1] * alpha + np.float32(level / 255) * (1 - alpha) for level in levels)
         if array.min() == array.max() and opposite.min() < opposite.max():
             array = opposite
-    if array.shape[-1] == 1:
-        return array[..., 0]
-    return np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)
+    if array.ndim == 2 or array.shape[-1] == 1:
+        yield array.reshape(array.shape[:2])
+        return
+    yield np.clip(array @ np.array([0.299, 0.587, 0.114], np.float32), 0, 1)
+    yield from np.moveaxis(array, -1, 0)
 
 
 def _eight_bits(array: np.ndarray, sixteen: bool | None = None) -> np.ndarray:

@@ -35,6 +35,16 @@ def resize(gray: np.ndarray, height: float, width: float) -> np.ndarray:
     return np.asarray(rows.resize((width, height), BILINEAR))
 
 
+def unrepeat(gray: np.ndarray) -> np.ndarray:
+    """The image without the repetitions of its pixels, if each of them was repeated to magnify it."""
+    size = math.gcd(*gray.shape)
+    for line in (*gray, *gray.T):
+        if size == 1:
+            break
+        size = math.gcd(size, *(np.flatnonzero(line[1:] != line[:-1]) + 1).tolist())
+    return gray[::size, ::size] if size > 1 and min(gray.shape) >= 3 * size else gray
+
+
 def sliding_max(gray: np.ndarray, size: int) -> np.ndarray:
     """The maximum in a square window of odd size around each pixel: a dilation. In log2(size) steps per axis."""
     for _ in range(2):  # along columns, then along rows

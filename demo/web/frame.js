@@ -10,12 +10,13 @@ const FINE = 8; // pixels per pixel of the frame in which strokes are made thick
 const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the longer side of the digit
 const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
 const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
-const PLAUSIBLE = 3; // plausibility of another digit in the picture; below it, hairlines may have broken into pieces
+const PLAUSIBLE = 3; // of a further digit, or of one in a single color; below it, hairlines may have broken into pieces
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
+const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
 
 // Python rounds halves to the even neighbor.
 function round(x) {
@@ -71,6 +72,30 @@ function resize(image, newWidth, newHeight) {
 }
 
 /**
+ * The gray levels of an image with the opaque colors {width, height, data}, of four bytes per pixel: by Pillow's luma in
+ * its fixed-point arithmetic. If no plausible digit is found in it, but in red, green or blue alone, that is gray.
+ */
+export function toGray({ width, height, data }) {
+  const take = (level, step = 1) => {
+    const gray = { width: Math.ceil(width / step), height: Math.ceil(height / step) };
+    gray.data = new Uint8Array(gray.width * gray.height);
+    for (let y = 0, i = 0; y < height; y += step)
+      for (let x = 0; x < width; x += step) gray.data[i++] = level(4 * (y * width + x));
+    return gray;
+  };
+  const luma = (i) => (19595 * data[i] + 38470 * data[i + 1] + 7471 * data[i + 2] + 0x8000) >> 16;
+  const step = Math.max(1, Math.floor(Math.max(width, height) / COARSE_SIDE));
+  const coarse = take(luma, step);
+  const colors = [0, 1, 2].map((color) => ({ level: (i) => data[i + color] }));
+  for (const color of colors) color.coarse = take(color.level, step);
+  const isGray = colors.every((color) => color.coarse.data.every((level, i) => level === coarse.data[i]));
+  if (isGray || frameDigit(coarse).plausibility >= PLAUSIBLE) return take(luma);
+  for (const color of colors) color.plausibility = frameDigit(color.coarse).plausibility;
+  const clearest = colors.reduce((one, other) => (other.plausibility > one.plausibility ? other : one));
+  return take(clearest.plausibility >= PLAUSIBLE ? clearest.level : luma);
+}
+
+/**
  * Find the digit in an image. An image of MNIST is returned as it is. Of the result,
  * `image` has the 784 bytes of the frame, all 0 if there is no digit,
  * `problem` says why there is none, or is null,
@@ -78,14 +103,16 @@ function resize(image, newWidth, newHeight) {
  * `isDarkOnLight` says whether the ink is darker than the paper, or is null for an image that was framed or too small,
  * `digit` is {mask, left, top, scale}: the pixel (x, y) of `mask`, 1 where the digit is, lies at (left + scale * x,
  * top + scale * y) of the picture; null where `isDarkOnLight` is,
- * `hasOthers` says whether there is more that may be a digit.
+ * `hasOthers` says whether there is more that may be a digit,
+ * `plausibility` says how much it is like a digit, as log-odds: the highest if it was framed already, the lowest if
+ * there is none.
  */
 export function frameDigit(original, cropAgain = true) {
   const { image: gray, size } = unrepeat(original);
   const found = { image: gray.data, problem: null, isFramed: true, hasOthers: false };
-  Object.assign(found, { isDarkOnLight: null, digit: null });
+  Object.assign(found, { isDarkOnLight: null, digit: null, plausibility: Infinity });
   if (isFramedAsMnist(gray)) return found;
-  Object.assign(found, { image: new Uint8Array(SIDE * SIDE), isFramed: false });
+  Object.assign(found, { image: new Uint8Array(SIDE * SIDE), isFramed: false, plausibility: -Infinity });
   const longest = Math.max(gray.width, gray.height);
   const factor = longest < LEAST_SIDE ? longest / MAGNIFIED_SIDE : Math.max(1, longest / WORKING_SIDE);
   const working = factor === 1 ? gray : resize(gray, gray.width / factor, gray.height / factor);
@@ -122,6 +149,7 @@ export function frameDigit(original, cropAgain = true) {
   found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
   if (found.problem !== null) return found;
   found.image = place(setStrokeWidth(mask));
+  found.plausibility = best.score;
   found.hasOthers = candidates.some((other) => {
     if (other.score <= PLAUSIBLE || other.ink !== ink || other.digit.data.some((is, i) => is && digit.data[i])) return false;
     const { width, height } = crop(other.digit);

@@ -1,5 +1,7 @@
 // Pictures from files, the clipboard, drag and drop, and the camera.
 
+import { toGray } from "./frame.js";
+
 const LONGEST_SIDE = 2048; // pixels: larger pictures are shrunk first
 
 /**
@@ -31,15 +33,8 @@ export async function readPicture(source) {
   return { canvas, gray };
 }
 
-/** Gray levels of a canvas, by Pillow's weights in its fixed-point arithmetic. */
-export function readGray(canvas) {
-  const { width, height } = canvas;
-  const colors = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-  const data = new Uint8Array(width * height);
-  for (let i = 0; i < data.length; i++)
-    data[i] = (19595 * colors[4 * i] + 38470 * colors[4 * i + 1] + 7471 * colors[4 * i + 2] + 0x8000) >> 16;
-  return { width, height, data };
-}
+/** What is read of a canvas: its gray levels. */
+export const readGray = (canvas) => toGray(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height));
 
 const find = (id) => document.getElementById(id);
 const pictureIn = (list) => [...(list ?? [])].find((file) => file.type.startsWith("image/")) ?? list?.[0];
