@@ -109,7 +109,9 @@ def draw_digit(digit: str, generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_outlier(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A letter or sign, a scribble, a patch, or several of the digits `images` in one frame."""
+    """A letter or sign, a scribble, a patch, several of the digits `images` in one frame, or rarely nothing."""
+    if generator.random() < 0.01:
+        return np.zeros_like(images[0])  # what a blank image is framed to
     kind = generator.integers(4)
     if kind == 0:
         return _frame(lambda: draw_strokes(generator.choice(OTHERS), generator))
