@@ -60,7 +60,10 @@ def test_drawings_depend_on_the_seed_alone(sample, drawn):
 
 
 def test_drawings_have_mnists_frame(drawn):
-    for image in drawn.images[500:].numpy():
+    images = drawn.images[500:].numpy()
+    blank = ~images.any((1, 2))
+    assert not blank[:50].any() and blank.sum() < 5  # a few of the outliers
+    for image in images[~blank]:
         rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
         assert image.max() >= 254
         assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
@@ -98,6 +101,12 @@ def test_each_kind_of_outlier_is_drawn(sample, kind, monkeypatch):
     images = sample["train"].images[:50].numpy()
     outliers = [draw_outlier(images, Fixed()) for _ in range(2)]
     assert np.array_equal(*outliers) and outliers[0].max() >= 254
+
+
+def test_a_hundredth_of_the_outliers_is_blank(sample):
+    images, generator = sample["train"].images[:50].numpy(), np.random.default_rng(0)
+    blank = [not draw_outlier(images, generator).any() for _ in range(600)]
+    assert 1 <= sum(blank) <= 15
 
 
 def test_all_strokes_can_be_drawn():

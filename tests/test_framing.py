@@ -672,6 +672,12 @@ def test_a_pipeline_reads_photographs(digits, sample, tmp_path):
         assert classify(str(tmp_path / "photo.jpg"))[0]["label"] == str(labels[index])
 
 
+def test_small_is_not_sure_of_a_blank_image():
+    model, processor = load_checkpoint(SMALL)
+    classify = pipeline("image-classification", model=model, image_processor=processor)
+    assert classify(PIL.Image.new("RGB", (200, 150), "white"))[0]["score"] < 0.2
+
+
 @pytest.mark.parametrize("name", ["tiny", "best", "small"])
 def test_the_bundled_checkpoints_frame(name):
     assert VitMnistImageProcessor.from_pretrained(ROOT / f"vit-mnist-{name}").do_frame is True

@@ -40,7 +40,7 @@ NATURAL = NARROW | {
 SMALL = {
     "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128,
     "initializer_range": 0.2, "whiten_patches": False, "max_translate": 2, "max_rotation": 12,
-    "max_scale_jitter": 0.12, "max_shear": 8, "elastic_std": 1, "augment_until": 0.92,
+    "max_scale_jitter": 0.12, "max_shear": 8, "elastic_std": 1, "augment_until": 0.97,
     "optim": "adamw_torch_fused", "learning_rate": 0.003, "adam_beta2": 0.99, "weight_decay": 0.05,
     "warmup_steps": 0.1, "num_train_epochs": 100, "per_device_train_batch_size": 128, "bf16": True,
     "metric_for_best_model": "loss", "greater_is_better": False, "eval_strategy": "epoch",
