@@ -217,10 +217,16 @@ def test_an_image_without_a_digit_is_named(digits, caplog):
     framed = grayscale(sheets, do_frame=True)
     assert [bool(image.any()) for image in framed] == [False, True, True]
     assert caplog.messages == [
-        "Image 1 of 3 holds no digit: the image is blank. Ignore what is predicted of it.",
+        "Image 1 of 3 holds no digit: the image is blank. Ignore what is predicted.",
         "Image 3 of 3 holds more than one digit: the clearest is read.",
     ]
     assert all(record.levelname == "WARNING" for record in caplog.records)
+    caplog.clear()
+    pixels([sheets[0], sheets[1], *[sheets[0]] * 6, sheets[2], sheets[2]], do_frame=True)
+    assert caplog.messages == [
+        "Images 1, 3, 4, 5, 6, ... (7 of 10) hold no digit: the image is blank. Ignore what is predicted.",
+        "Images 9, 10 (2 of 10) hold more than one digit: the clearest is read.",
+    ]
 
 
 def test_a_hairline_and_a_dot_can_be_centered():

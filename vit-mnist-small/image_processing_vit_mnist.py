@@ -47,6 +47,22 @@ def _number(name: str, value: Any, positive: bool = False) -> float:
     return number
 
 
+def _warn(found: list[Framing]) -> None:
+    """Log which images of a batch hold no digit, by reason, or several. A model predicts some digit of any image."""
+    notes: dict[str, list[int]] = {}
+    for number, framing in enumerate(found, 1):
+        if framing.problem:
+            notes.setdefault(f"no digit: {framing.problem}. Ignore what is predicted", []).append(number)
+        elif framing.has_others:
+            notes.setdefault("more than one digit: the clearest is read", []).append(number)
+    for note, numbers in notes.items():
+        which = f"Image {numbers[0]} of {len(found)} holds"
+        if len(numbers) > 1:
+            some = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+            which = f"Images {some} ({len(numbers)} of {len(found)}) hold"
+        logger.warning("%s %s.", which, note)
+
+
 class VitMnistImageProcessorKwargs(ImagesKwargs, total=False):
     """Options beyond those of transformers, as [`VitMnistImageProcessor`] describes them."""
 
@@ -298,12 +314,7 @@ class VitMnistImageProcessor(PilBackend):
         if do_frame and not (do_invert or do_center):
             found = [self.frame(image, shape[0]) for image in images]
             framed = [framing.image for framing in found]
-            for number, framing in enumerate(found, 1):
-                which = f"Image {number} of {len(found)} holds"
-                if framing.problem:  # a model predicts some digit of a black image
-                    logger.warning("%s no digit: %s. Ignore what is predicted of it.", which, framing.problem)
-                elif framing.has_others:
-                    logger.warning("%s more than one digit: the clearest is read.", which)
+            _warn(found)
         else:
             framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if do_deskew:
