@@ -210,6 +210,25 @@ def test_handwriting_reads_labels_from_folders_or_first_characters(handwriting, 
     assert "kind:" not in out and f"| **all** | 12 | {100 * np.mean(correct):.1f} |" in out
 
 
+def test_photographs_of_each_kind_are_made_and_read(run_script, tmp_path):
+    photographs = importlib.import_module("photographs")
+    command = ["benchmarks/photographs.py", tmp_path / "all", "--num_images", 2, "--dataset_name", SAMPLE]
+    done = run_script(*command)
+    assert done.code == 0 and f"Wrote {2 * len(photographs.KINDS)} images" in done.out, done.err
+    again = run_script(*command)
+    assert again.code == 2 and "choose a new folder" in again.err
+    kind = photographs.KINDS[-2]
+    run_script(command[0], tmp_path / "one", *command[2:], "--kinds", kind)
+    files = [*(tmp_path / "one").glob("*.png")]
+    assert len(files) == 2
+    assert all(file.read_bytes() == (tmp_path / "all" / file.name).read_bytes() for file in files)
+    results, model = tmp_path / "read.json", ROOT / "vit-mnist-small"
+    read = run_script("benchmarks/handwriting.py", tmp_path / "all", "--model", model, "--json", results)
+    assert read.code == 0, read.err
+    (result,) = json.loads(results.read_text())
+    assert result["kind"].keys() == set(photographs.KINDS) and result["overall"]["accuracy"] > 0.85
+
+
 def test_handwriting_reads_labels_kinds_and_sources_from_an_index(handwriting):
     """A wrong label, and an image without a digit, of which nothing is predicted."""
     write, measure, labels = handwriting
