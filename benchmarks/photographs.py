@@ -49,8 +49,11 @@ def photograph(digit: np.ndarray, kind: str, generator: np.random.Generator) -> 
     elif kind == "small in the picture":
         picture = surround(picture, int(generator.integers(2, 4) * side), paper)
     elif kind == "object beside it":
-        edge = slice(None, max(6, side // 5))
-        picture[(edge, slice(None))[:: generator.choice([1, -1])]] = generator.integers(0, 256, 3)
+        edge, color = max(6, side // 5), generator.integers(0, 256, 3)
+        if generator.choice([True, False]):
+            picture[:edge] = color
+        else:
+            picture[:, :edge] = color
     return develop(picture, kind, generator)
 
 

@@ -237,8 +237,9 @@ class VitMnistImageProcessor(PilBackend):
         shape = image.size if isinstance(image, PIL.Image.Image) else image.shape
         check_pixels(shape, "The array", self.max_pixels if max_pixels is None else max_pixels)
         arguments = image, background, input_data_format or self.input_data_format
-        steps = [kwargs.get(name, getattr(self, name)) for name in ("do_frame", "do_invert", "do_center")]
-        if not steps[0] or any(steps[1:]):
+        steps = ("do_frame", "do_invert", "do_center")
+        do_frame, do_invert, do_center = (kwargs.get(step, getattr(self, step)) for step in steps)
+        if not do_frame or do_invert or do_center:
             return to_grayscale(*arguments)
         luma, *colors = split_colors(*arguments)
         step = max(1, max(luma.shape) // COARSE_SIDE)
@@ -249,8 +250,8 @@ class VitMnistImageProcessor(PilBackend):
         is_gray = all(np.array_equal(color[::step, ::step], luma[::step, ::step]) for color in colors)
         if is_gray or plausibility(luma) >= PLAUSIBLE:
             return luma
-        clearest = max(colors, key=plausibility)
-        return np.ascontiguousarray(clearest) if plausibility(clearest) >= PLAUSIBLE else luma
+        found = [plausibility(color) for color in colors]
+        return np.ascontiguousarray(colors[np.argmax(found)]) if max(found) >= PLAUSIBLE else luma
 
     @staticmethod
     def frame(image: np.ndarray, side: int = 28) -> Framing:
