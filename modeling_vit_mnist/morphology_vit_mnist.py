@@ -114,6 +114,26 @@ def stroke_width(mask: np.ndarray) -> float:
     return 2 * int(mask.sum()) / (np.pi / 8 * (straight + diagonal / 2**0.5))
 
 
+def set_stroke_width(mask: np.ndarray, width: float) -> np.ndarray:
+    """The mask with strokes of a width in parts of its longer side, dilated or eroded by a disk. As that changes its
+    size, it is done up to three times."""
+    for _ in range(3):
+        side = max(mask.shape)
+        radius = (width * side - stroke_width(mask)) / (2 * (1 - width))
+        if abs(radius) < 0.5:
+            break
+        limit = min(int(abs(radius)) + 1, 40)
+        padded = np.pad(mask, limit + 1)
+        if radius > 0:
+            changed = squared_distances(padded, limit) <= radius**2
+        else:
+            changed = squared_distances(~padded, limit) > radius**2
+        if not changed.any():
+            break
+        mask = crop(changed)
+    return mask
+
+
 def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
     """Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels: at most 40."""
     squared = np.where(mask, 0, (limit + 1) ** 2).astype(np.int16)

@@ -130,6 +130,20 @@ def test_a_digit_crossed_by_the_edge_of_a_shadow_is_found_whole(digits, angle):
         assert nearest_distance(framed.image, frame_digit(sheet).image) < 16
 
 
+@pytest.mark.parametrize(
+    ("ink", "depth", "length"), [(200, 0.1, 120), (200, 0.1, 220), (190, 0.1, 160), (180, 0.15, 160)]
+)
+def test_pale_ink_in_soft_shadows_is_found_whole(digits, ink, depth, length):
+    """Shadows of 10 % and lines of 15 % have nearly the same contrast."""
+    rows, columns = 2 * np.pi * np.mgrid[:240, :300] / length
+    for phase, digit in enumerate(digits):
+        light = 1 - depth * (1 + np.cos(columns + phase) * np.cos(rows - phase)) / 2
+        sheet = draw(digit, ink=ink)
+        framed = frame_digit(np.round(sheet * light).astype(np.uint8))
+        assert framed.is_dark_on_light
+        assert nearest_distance(framed.image, frame_digit(sheet).image) < 16
+
+
 def test_a_small_digit_in_a_large_photograph_is_searched_again(digits):
     for digit in digits:
         framed = frame_digit(draw(digit, (2000, 3000), (300, 2100), side=480))
@@ -361,7 +375,7 @@ def test_thin_and_thick_strokes_get_the_width_of_mnists(width):
     PIL.ImageDraw.Draw(image).line([(90, 60), (210, 60), (130, 240)], fill=20, width=width, joint="curve")
     framed = frame_digit(np.asarray(image))
     mask = framing.magnify(framed.ink, framed.digit, int(np.percentile(framed.ink[framed.digit], 75)), 160)
-    changed = framing.set_stroke_width(mask)
+    changed = morphology.set_stroke_width(mask, STROKE)
     assert morphology.stroke_width(changed) / max(changed.shape) == pytest.approx(STROKE, rel=0.1)
     # Of the frame itself: its gray levels are areas.
     wide = np.asarray(PIL.Image.fromarray(framed.image).resize((224, 224), PIL.Image.Resampling.BILINEAR)) > 127
@@ -376,6 +390,12 @@ def sheet_with(*lines, width: int = 12, noise: float = 0) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
+def spot(side: int, radius: float, edge: float) -> np.ndarray:
+    """A dark disk whose edge is so many pixels wide."""
+    rows, columns = np.mgrid[:side, :side] - side // 2
+    return np.round(230 - 150 * np.clip(0.5 + (radius - np.hypot(rows, columns)) / edge, 0, 1)).astype(np.uint8)
+
+
 PROBLEMS = {
     "white": (np.full((200, 200), 255, np.uint8), "the image is blank"),
     "black": (np.zeros((28, 28), np.uint8), "the image is blank"),
@@ -384,6 +404,8 @@ PROBLEMS = {
     "lamp": (np.tile(np.linspace(90, 230, 300), (240, 1)).astype(np.uint8), "the image is blank"),
     "dot": (sheet_with([(140, 100), (170, 100)], width=30), "there is only a dot"),
     "speck": (sheet_with([(70, 50), (73, 50)], width=4)[:110, :150], "there is only a dot"),
+    "disk": (spot(96, 8, 2), "there is only a dot"),
+    "soft spot": (spot(240, 24, 40), "there is only a dot"),
     "rule": (sheet_with([(-5, 120), (305, 120)], width=4), "there is only a line"),
     "tiny": (np.array([[0, 255]], np.uint8), "an image of 2x1 pixels is too small"),
 }

@@ -153,6 +153,7 @@ def photographs() -> dict[str, np.ndarray]:
     in_cell = pen["2"]
     for line in ((9, 0, 9, 280), (270, 0, 270, 280), (0, 9, 280, 9), (0, 268, 280, 268)):  # to the border
         in_cell = with_lines(in_cell, 50, line=line)
+    soft_shadow = 1 - 0.1 * (1 + np.cos(np.arange(280) / 26) * np.cos(np.arange(280)[:, None] / 26)) / 2
     far = np.pad(sketch("7", 40, 220), ((310, 400), (500, 120)), constant_values=220)
     return {
         **{f"a {digit} on paper": photograph(levels) for digit, levels in pen.items()},
@@ -169,6 +170,7 @@ def photographs() -> dict[str, np.ndarray]:
         "in a cell": photograph(in_cell),
         "underlined": photograph(with_lines(pen["7"], 50, line=(40, 255, 250, 258))),
         "a line of a pixel": 255 - sketch("2", 255, 0, 1),
+        "pale ink in a soft shadow": photograph(sketch("7", 195, 230, 10) * soft_shadow, quality=90),
         "two digits": photograph(sketch("27", 60, 210)),
         "paper": photograph(np.full((300, 400), 200)),
     }

@@ -23,9 +23,9 @@ from .morphology_vit_mnist import (
     label_runs,
     percentile,
     resize,
+    set_stroke_width,
     sliding_max,
     sliding_min,
-    squared_distances,
     stroke_width,
     unrepeat,
 )
@@ -37,7 +37,8 @@ LEAST_SIDE = 20  # of an image that is searched as it is
 MAGNIFIED_SIDE = 40  # pixels that a smaller one is magnified to
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
-PLAUSIBLE = 3  # of a further digit, or of one in a single color; below it, hairlines may have broken into pieces
+PLAUSIBLE = 3  # of a further digit, or of one in a single color; below it, ink is searched again
+NARROW = 0.1  # window for pale ink in soft shadows, in parts of the longer side of the image
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
@@ -96,8 +97,7 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
         return Framing(blank, f"an image of {gray.shape[1]}x{gray.shape[0]} pixels is too small")
     candidates = [*find_candidates(working, True), *find_candidates(working, False)]
     if max(working.shape) >= 64 and all(candidate[0] < PLAUSIBLE for candidate in candidates):
-        thick = [*find_candidates(working, True, THICKENING), *find_candidates(working, False, THICKENING)]
-        candidates += [(score - THICKENED, is_dark, ink, digit) for score, is_dark, ink, digit in thick]
+        candidates += search_again(working, candidates)
     if not candidates:
         return Framing(blank, "the image is blank")
     score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
@@ -118,7 +118,7 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     found = Framing(blank, None, False, dark, ink, digit, box * width)
     found.problem = _why_no_digit(digit, contrast, width, score)
     if found.problem is None:
-        found.image, found.plausibility = place(set_stroke_width(mask), side, box), score
+        found.image, found.plausibility = place(set_stroke_width(mask, STROKE), side, box), score
         others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)
         found.has_others = any(2 * max(crop(part).shape) >= length for part in others if not (part & digit).any())
     return found
@@ -133,18 +133,18 @@ def is_framed_as_mnist(gray: np.ndarray) -> bool:
     return max(bottom - top, right - left) in (19, 20) and all(13.48 <= middle <= 14.5 for middle in center)
 
 
-def find_candidates(gray: np.ndarray, dark: bool, thickening: int = 0) -> Iterator[Candidate]:
+def find_candidates(gray: np.ndarray, dark: bool, window: float = 0.3, thickening: int = 0) -> Iterator[Candidate]:
     """All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at
     least `thickening` pixels.
 
-    Ink is what a closing adds: it fills whatever is narrower than its window, and keeps lamps, tables and most of a
-    shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical Morphology"). In parts of the brightness of
-    the paper, ink is the same in shadows."""
+    Ink is what a closing adds: it fills whatever is narrower than its window, which is a part of the longer side, and
+    keeps lamps, tables and most of a shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical
+    Morphology"). In parts of the brightness of the paper, ink is the same in shadows."""
     gray = gray if dark else 255 - gray
     is_small = max(gray.shape) < 64
     gray = sliding_min(gray, thickening) if thickening else gray
     gray = gray if is_small else blur(gray)
-    size = int((0.45 if is_small else 0.3) * max(gray.shape)) | 1  # small drawings may be thick
+    size = int((0.45 if is_small else window) * max(gray.shape)) | 1  # small drawings may be thick
     paper = sliding_min(sliding_max(gray, size), size)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None)
@@ -154,6 +154,19 @@ def find_candidates(gray: np.ndarray, dark: bool, thickening: int = 0) -> Iterat
     for level in levels[:1] if thickening else levels:
         for digit in find_digits(ink, ink > level):
             yield plausibility(gray, paper, ink, digit, levels[0]), dark, ink, digit
+
+
+def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
+    """Further candidates: pale ink in soft shadows, and hairlines that have broken into pieces."""
+    strongest = max((int(ink.max()) for _, _, ink, _ in candidates), default=0)
+    for dark in (True, False):
+        for candidate in find_candidates(gray, dark, NARROW):
+            _, _, ink, digit = candidate
+            # A dot wider than the window leaves a small cross, and a blur a weak one.
+            if 4 * max(crop(digit).shape) >= max(gray.shape) and 2 * int(ink.max()) >= strongest:
+                yield candidate
+        for score, _, ink, digit in find_candidates(gray, dark, thickening=THICKENING):
+            yield score - THICKENED, dark, ink, digit
 
 
 def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float) -> float:
@@ -291,26 +304,6 @@ def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> n
     scale = length / max(bottom - top, right - left)
     mask = resize(soft, soft.shape[0] * scale, soft.shape[1] * scale) > 127
     return crop(mask) if mask.any() else np.ones((1, 1), bool)
-
-
-def set_stroke_width(mask: np.ndarray) -> np.ndarray:
-    """The mask with strokes of the width [`STROKE`], dilated or eroded by a disk. That changes its size, so it is done
-    up to three times."""
-    for _ in range(3):
-        side = max(mask.shape)
-        radius = (STROKE * side - stroke_width(mask)) / (2 * (1 - STROKE))
-        if abs(radius) < 0.5:
-            break
-        limit = min(int(abs(radius)) + 1, 40)
-        padded = np.pad(mask, limit + 1)
-        if radius > 0:
-            changed = squared_distances(padded, limit) <= radius**2
-        else:
-            changed = squared_distances(~padded, limit) > radius**2
-        if not changed.any():
-            break
-        mask = crop(changed)
-    return mask
 
 
 def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:

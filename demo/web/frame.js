@@ -10,8 +10,9 @@ const FINE = 8; // pixels per pixel of the frame in which strokes are made thick
 const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the longer side of the digit
 const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
 const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
-const PLAUSIBLE = 3; // of a further digit, or of one in a single color; below it, hairlines may have broken into pieces
-const THICKENING = 5; // pixels of the working image that hairlines are thickened to
+const PLAUSIBLE = 3; // of a further digit, or of one in a single color; below it, ink is searched again
+const NARROW = 0.1; // window for pale ink in soft shadows, in parts of the longer side of the image
+const THICKENING = 5; // pixels of the working image that hairlines are thickened to, as they may have broken into pieces
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
@@ -121,8 +122,7 @@ export function frameDigit(original, cropAgain = true) {
   const mostPlausible = (list) => list.reduce((one, other) => (other.score > one.score ? other : one));
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
   if (Math.max(working.width, working.height) >= 64 && candidates.every(({ score }) => score < PLAUSIBLE)) {
-    const thick = [true, false].flatMap((isDark) => findCandidates(working, isDark, THICKENING));
-    candidates.push(...thick.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })));
+    candidates.push(...searchAgain(working, candidates));
   }
   if (!candidates.length) return { ...found, problem: "the image is blank" };
   let best = mostPlausible(candidates);
@@ -302,14 +302,15 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /**
  * All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at least
- * `thickening` pixels. Ink is what a closing adds (a black top-hat), in parts of the brightness of the paper.
+ * `thickening` pixels. Ink is what a closing adds (a black top-hat) whose window is a part of the longer side. It is in
+ * parts of the brightness of the paper.
  */
-function findCandidates(original, isDark, thickening = 0) {
+function findCandidates(original, isDark, window = 0.3, thickening = 0) {
   const longer = Math.max(original.width, original.height);
   const asDark = isDark ? original : inverted(original);
   const light = thickening ? slidingMin(asDark, thickening) : asDark;
   const gray = longer >= 64 ? blur(light) : light;
-  const size = Math.trunc((longer >= 64 ? 0.3 : 0.45) * longer) | 1; // small drawings may be of thick strokes
+  const size = Math.trunc((longer >= 64 ? window : 0.45) * longer) | 1; // small drawings may be of thick strokes
   const paper = slidingMin(slidingMax(gray, size), size);
   const ink = mapped(paper, (level, i) =>
     Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
@@ -325,6 +326,24 @@ function findCandidates(original, isDark, thickening = 0) {
     const mask = mapped(ink, (value) => (value > threshold ? 1 : 0));
     const scored = (digit) => ({ score: plausibility(gray, paper, ink, digit, lowest), isDark, ink, digit });
     return findDigits(ink, mask).map(scored);
+  });
+}
+
+/** Further candidates: pale ink in soft shadows, and hairlines that have broken into pieces. */
+function searchAgain(gray, candidates) {
+  const strongest = Math.max(0, ...candidates.map(({ ink }) => highest(ink.data)));
+  const longer = Math.max(gray.width, gray.height);
+  // A dot wider than the window leaves a small cross, and a blur a weak one.
+  const isCross = ({ ink, digit }) => {
+    const { width, height } = crop(digit);
+    return 4 * Math.max(width, height) < longer || 2 * highest(ink.data) < strongest;
+  };
+  return [true, false].flatMap((isDark) => {
+    const thick = findCandidates(gray, isDark, 0.3, THICKENING);
+    return [
+      ...findCandidates(gray, isDark, NARROW).filter((candidate) => !isCross(candidate)),
+      ...thick.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })),
+    ];
   });
 }
 
