@@ -5,7 +5,7 @@ Photographs and drawings that code makes of MNIST's digits, as a folder for hand
     python benchmarks/handwriting.py FOLDER
 
 Writes images of each kind and an index.csv with their labels and kinds. The same options give the same images. The
-digits are of the validation split. Framing was developed on pictures like these, drawn by other code.
+digits are of the validation split. Framing was developed on pictures like these, made of training digits.
 """
 
 import argparse

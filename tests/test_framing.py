@@ -406,6 +406,7 @@ PROBLEMS = {
     "speck": (sheet_with([(70, 50), (73, 50)], width=4)[:110, :150], "there is only a dot"),
     "disk": (spot(96, 8, 2), "there is only a dot"),
     "soft spot": (spot(240, 24, 40), "there is only a dot"),
+    "large blur": (spot(240, 48, 60), "there is only a dot"),
     "rule": (sheet_with([(-5, 120), (305, 120)], width=4), "there is only a line"),
     "tiny": (np.array([[0, 255]], np.uint8), "an image of 2x1 pixels is too small"),
 }

@@ -108,7 +108,9 @@ def drawings() -> list[np.ndarray]:
     across[55:61] = 255
     speck = np.zeros((300, 300), np.uint8)
     speck[140:145, 100:105] = 255
-    return [*images, noisy, dot, hairline, blob, across, speck]
+    rows, columns = np.mgrid[-60:60, -70:70]
+    blur = (180 * np.clip(1.2 - np.hypot(rows, columns) / 25, 0, 1)).astype(np.uint8)
+    return [*images, noisy, dot, hairline, blob, across, speck, blur]
 
 
 def sketch(digits: str, ink: int, paper: int, thickness: int = 22) -> np.ndarray:

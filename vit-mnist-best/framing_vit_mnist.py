@@ -38,7 +38,8 @@ MAGNIFIED_SIDE = 40  # pixels that a smaller one is magnified to
 FINE = 8  # pixels per pixel of the frame in which strokes are made thicker or thinner
 STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side of the digit
 PLAUSIBLE = 3  # of a further digit, or of one in a single color; below it, ink is searched again
-NARROW = 0.1  # window for pale ink in soft shadows, in parts of the longer side of the image
+WINDOW = 0.3  # in parts of the longer side of the image: ink is narrower
+NARROW = 0.1  # window for pale ink in soft shadows
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
@@ -133,7 +134,7 @@ def is_framed_as_mnist(gray: np.ndarray) -> bool:
     return max(bottom - top, right - left) in (19, 20) and all(13.48 <= middle <= 14.5 for middle in center)
 
 
-def find_candidates(gray: np.ndarray, dark: bool, window: float = 0.3, thickening: int = 0) -> Iterator[Candidate]:
+def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thickening: int = 0) -> Iterator[Candidate]:
     """All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at
     least `thickening` pixels.
 

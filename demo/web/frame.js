@@ -11,7 +11,8 @@ const STROKE = 2.9 / 20; // width of strokes after framing, in parts of the long
 const LEVELS = [0.15, 0.75]; // thresholds in parts of the strongest ink
 const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
 const PLAUSIBLE = 3; // of a further digit, or of one in a single color; below it, ink is searched again
-const NARROW = 0.1; // window for pale ink in soft shadows, in parts of the longer side of the image
+const WINDOW = 0.3; // in parts of the longer side of the image: ink is narrower
+const NARROW = 0.1; // window for pale ink in soft shadows
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to, as they may have broken into pieces
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
@@ -305,7 +306,7 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
  * `thickening` pixels. Ink is what a closing adds (a black top-hat) whose window is a part of the longer side. It is in
  * parts of the brightness of the paper.
  */
-function findCandidates(original, isDark, window = 0.3, thickening = 0) {
+function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
   const longer = Math.max(original.width, original.height);
   const asDark = isDark ? original : inverted(original);
   const light = thickening ? slidingMin(asDark, thickening) : asDark;
@@ -339,7 +340,7 @@ function searchAgain(gray, candidates) {
     return 4 * Math.max(width, height) < longer || 2 * highest(ink.data) < strongest;
   };
   return [true, false].flatMap((isDark) => {
-    const thick = findCandidates(gray, isDark, 0.3, THICKENING);
+    const thick = findCandidates(gray, isDark, WINDOW, THICKENING);
     return [
       ...findCandidates(gray, isDark, NARROW).filter((candidate) => !isCross(candidate)),
       ...thick.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })),
