@@ -28,7 +28,7 @@ BICUBIC = PIL.Image.Resampling.BICUBIC
 KINDS = (
     "plain paper", "ruled paper", "squared paper", "colored paper", "pale ink", "thin pen", "thick pen", "chalk",
     "random colors", "two lamps", "hard shadow", "object beside it", "sheet on a table", "turned", "cropped tightly",
-    "small in the picture", "blur and JPEG", "drawing without noise",
+    "small in the picture", "blur and JPEG", "drawing without noise", "line across it", "box across it",
 )  # fmt: skip
 PENS = np.array([(20, 20, 30), (30, 50, 140), (180, 30, 40), (30, 120, 60), (90, 90, 95), (120, 60, 160)])
 PAPERS = np.array([(250, 240, 150), (180, 220, 250), (250, 190, 210), (190, 240, 190)])
@@ -41,7 +41,7 @@ def photograph(digit: np.ndarray, kind: str, generator: np.random.Generator) -> 
     side = int(generator.integers(110, 300))
     ink = write(digit, side, kind, generator)
     paper, pen = choose_colors(kind, generator)
-    picture = rule(np.broadcast_to(paper, (*ink.shape, 3)), kind, generator)
+    picture = rule(np.broadcast_to(paper, (*ink.shape, 3)), ink, kind, generator)
     picture += (pen - picture) * ink[..., None]
     if kind == "sheet on a table":
         table = generator.integers(20, 100, 3)
@@ -90,9 +90,24 @@ def choose_colors(kind: str, generator: np.random.Generator) -> tuple[np.ndarray
     return paper, pen + (paper - pen) * (generator.uniform(0.5, 0.7) if kind == "pale ink" else 0)
 
 
-def rule(paper: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
+def rule(paper: np.ndarray, ink: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
     """The paper with its lines, as floats."""
     paper = paper.astype(float)
+    if kind in ("line across it", "box across it"):
+        rows, columns = (np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0))
+        side = max(np.ptp(rows), np.ptp(columns))
+        width, color = int(generator.integers(1, 2 + side // 35)), generator.uniform(40, 140, 3)
+        margins = generator.uniform(-0.12, 0.3, 4) * side  # from the digit to the box
+        margins[generator.integers(4)] = generator.uniform(-0.12, -0.02) * side
+        if kind == "line across it":
+            row = int(generator.uniform(rows[0], rows[-1]))
+            paper[row : row + width] = color
+        else:
+            top, left = (max(0, int(edge)) for edge in (rows[0] - margins[0], columns[0] - margins[1]))
+            bottom, right = int(rows[-1] + margins[2]), int(columns[-1] + margins[3])
+            inner = paper[top + width : bottom, left + width : right].copy()
+            paper[top : bottom + width, left : right + width] = color
+            paper[top + width : bottom, left + width : right] = inner
     if kind in ("ruled paper", "squared paper"):
         gap = int(generator.integers(14, 40))
         lines = slice(int(generator.integers(gap)), None, gap)

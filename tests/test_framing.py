@@ -243,6 +243,41 @@ def test_lines_around_a_digit_are_left_out(digits, kind, paper, ink, rule):
         assert framed.problem is None and nearest_distance(framed.image, frame_digit(alone).image) < 8
 
 
+@pytest.mark.parametrize("paper, ink", [(235.0, 20.0), (30.0, 200.0)])
+@pytest.mark.parametrize("angle", [0, 3, 10])
+@pytest.mark.parametrize("kind", ["through", "under", "beside", "box", "grid"])
+def test_thin_lines_that_a_digit_touches_are_left_out(digits, kind, angle, paper, ink):
+    """Strokes of the digits are of about 12 pixels, and lines of 2. The most framed wrongly is 2 of 10."""
+    image, found = PIL.Image.new("L", (300, 240)), 0
+    pen = PIL.ImageDraw.Draw(image)
+    lines = {
+        "through": [(20, 128, 280, 128)],
+        "under": [(60, 166, 240, 166)],
+        "beside": [(166, 30, 166, 220)],
+        "box": [(84, 60, 164, 60), (84, 180, 164, 180), (84, 60, 84, 180), (164, 60, 164, 180)],
+        "grid": [line for at in range(-30, 330, 60) for line in ((at, -30, at, 330), (-30, at, 330, at))],
+    }
+    for line in lines[kind]:
+        pen.line(line, fill=255, width=2)
+    amount = np.asarray(image.rotate(angle, PIL.Image.Resampling.BICUBIC)) / 255
+    for digit in digits:
+        alone = draw(digit, corner=(60, 80), paper=paper, ink=ink, side=120)
+        lined = np.round(alone + (ink - alone) * amount).astype(np.uint8)
+        framed, expected = frame_digit(lined), frame_digit(alone)
+        found += framed.is_dark_on_light == (ink < paper) and nearest_distance(framed.image, expected.image) < 14
+    assert found >= 8
+
+
+def test_thin_strokes_around_a_blot_are_no_lines():
+    """A 4 with a blot where its strokes cross."""
+    image = PIL.Image.new("L", (240, 240), 235)
+    pen = PIL.ImageDraw.Draw(image)
+    pen.line((150, 40, 150, 200), fill=20, width=5)
+    pen.line([(150, 40), (80, 140), (185, 140)], fill=20, width=5)
+    pen.ellipse((132, 122, 168, 158), fill=20)
+    assert extent(frame_digit(np.asarray(image)).digit) > 150
+
+
 @pytest.mark.parametrize("to_the_border", [False, True])
 @pytest.mark.parametrize("row, column", [(0, 2), (1, 1), (2, 0)])
 def test_a_digit_in_a_cell_of_a_table_is_found(digits, row, column, to_the_border):

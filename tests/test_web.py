@@ -123,11 +123,11 @@ def sketch(digits: str, ink: int, paper: int, thickness: int = 22) -> np.ndarray
     return np.asarray(image)
 
 
-def with_lines(levels: np.ndarray, ink: int, **shapes: tuple) -> np.ndarray:
+def with_lines(levels: np.ndarray, ink: int, width: int = 5, **shapes: tuple) -> np.ndarray:
     image = PIL.Image.fromarray(levels)
     for shape, place in shapes.items():
         color = {"outline" if shape in ("rectangle", "ellipse") else "fill": ink}
-        getattr(PIL.ImageDraw.Draw(image), shape)(place[:4], *place[4:], **color, width=5)
+        getattr(PIL.ImageDraw.Draw(image), shape)(place[:4], *place[4:], **color, width=width)
     return np.asarray(image)
 
 
@@ -171,6 +171,8 @@ def photographs() -> dict[str, np.ndarray]:
         "in an open ring": photograph(with_lines(pen["7"], 50, arc=(12, 4, 276, 276, 100, 400))),
         "in a cell": photograph(in_cell),
         "underlined": photograph(with_lines(pen["7"], 50, line=(40, 255, 250, 258))),
+        "a line through it": photograph(with_lines(pen["2"], 50, line=(0, 120, 280, 128), width=3)),
+        "a box across it": photograph(with_lines(pen["4"], 50, rectangle=(60, 40, 200, 190), width=3)),
         "a line of a pixel": 255 - sketch("2", 255, 0, 1),
         "pale ink in a soft shadow": photograph(sketch("7", 195, 230, 10) * soft_shadow, quality=90),
         "two digits": photograph(sketch("27", 60, 210)),

@@ -146,6 +146,34 @@ def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
     return squared
 
 
+def drop_lines(mask: np.ndarray) -> np.ndarray:
+    """The mask without lines that are much thinner than its strokes, but almost as long as what they leave: opened by
+    the smallest square in which such a line is lost. The same mask if it has none."""
+    top, bottom, left, right = bounds(mask)
+    near = np.pad(mask[top:bottom, left:right], 1)
+    thickness = 2 * math.sqrt(squared_distances(~near, 40).max())
+    for size in range(3, int(0.6 * thickness) + 1, 2):
+        opened = sliding_max(sliding_min(near.astype(np.uint8), size), size)
+        thin, rest = near & (sliding_max(opened, size) == 0), near & (sliding_max(opened, 3) > 0)
+        if not rest.any():
+            break
+        side, width = max(crop(rest).shape), stroke_width(rest)
+        is_line = 5 * longest_extent(thin) > 3 * side and stroke_width(thin) < 0.35 * width
+        if is_line and width < 0.22 * side:  # not a crossing of strokes, of which the arms are lost
+            rest = np.pad(rest[1:-1, 1:-1], ((top, mask.shape[0] - bottom), (left, mask.shape[1] - right)))
+            return drop_lines(rest)
+    return mask
+
+
+def longest_extent(mask: np.ndarray) -> int:
+    """The height or width, whichever is larger, of the component that is the highest or widest; 0 if there is none."""
+    row, start, end = find_runs(mask)
+    part = label_runs(row, start, end)
+    components = [part == number for number in range(part.max(initial=-1) + 1)]
+    extents = [max(np.ptp(row[runs]) + 1, end[runs].max() - start[runs].min()) for runs in components]
+    return int(max(extents, default=0))
+
+
 def fill_spans(mask: np.ndarray) -> np.ndarray:
     """The pixels that lie between pixels of the mask both in their row and in their column."""
 

@@ -16,6 +16,7 @@ from .morphology_vit_mnist import (
     bounds,
     center_of_mass,
     crop,
+    drop_lines,
     enclose,
     fill_spans,
     find_runs,
@@ -43,6 +44,7 @@ NARROW = 0.1  # window for pale ink in soft shadows
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
+LINED = 1.5  # how much more plausible a digit is than the same with lines
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -99,12 +101,13 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     candidates = [*find_candidates(working, True), *find_candidates(working, False)]
     if max(working.shape) >= 64 and all(candidate[0] < PLAUSIBLE for candidate in candidates):
         candidates += search_again(working, candidates)
+    candidates = [*candidates, *leave_out_lines(candidates)]
     if not candidates:
         return Framing(blank, "the image is blank")
     score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
     on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
     if on_sheet:
-        candidates = on_sheet
+        candidates = [*on_sheet, *leave_out_lines(on_sheet)]
         score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
@@ -168,6 +171,14 @@ def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Cand
                 yield candidate
         for score, _, ink, digit in find_candidates(gray, dark, thickening=THICKENING):
             yield score - THICKENED, dark, ink, digit
+
+
+def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
+    """Further candidates: the most plausible darker and lighter ones without the lines of a form that touch them."""
+    best = {candidate[1]: candidate for candidate in sorted(candidates, key=lambda candidate: candidate[0])}
+    for score, dark, ink, digit in best.values():
+        if score > PLAUSIBLE and max(digit.shape) >= 64 and (rest := drop_lines(digit)).sum() < digit.sum():
+            yield score + LINED, dark, ink, rest
 
 
 def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float) -> float:

@@ -16,6 +16,7 @@ const NARROW = 0.1; // window for pale ink in soft shadows
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to, as they may have broken into pieces
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
+const LINED = 1.5; // how much more plausible a digit is than the same with lines
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -120,16 +121,16 @@ export function frameDigit(original, cropAgain = true) {
   const working = factor === 1 ? gray : resize(gray, gray.width / factor, gray.height / factor);
   if (Math.min(gray.width, gray.height, working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
-  const mostPlausible = (list) => list.reduce((one, other) => (other.score > one.score ? other : one));
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
   if (Math.max(working.width, working.height) >= 64 && candidates.every(({ score }) => score < PLAUSIBLE)) {
     candidates.push(...searchAgain(working, candidates));
   }
+  candidates = [...candidates, ...leaveOutLines(candidates)];
   if (!candidates.length) return { ...found, problem: "the image is blank" };
   let best = mostPlausible(candidates);
   const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
   if (onSheet.length) {
-    candidates = onSheet;
+    candidates = [...onSheet, ...leaveOutLines(onSheet)];
     best = mostPlausible(candidates);
   }
   const { ink, digit } = best;
@@ -345,6 +346,19 @@ function searchAgain(gray, candidates) {
       ...findCandidates(gray, isDark, NARROW).filter((candidate) => !isCross(candidate)),
       ...thick.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })),
     ];
+  });
+}
+
+const mostPlausible = (candidates) => candidates.reduce((one, other) => (other.score > one.score ? other : one));
+
+/** Further candidates: the most plausible darker and lighter ones without the lines of a form that touch them. */
+function leaveOutLines(candidates) {
+  return [true, false].flatMap((polarity) => {
+    const plausible = candidates.filter(({ isDark, score }) => isDark === polarity && score > PLAUSIBLE);
+    if (!plausible.length || Math.max(plausible[0].ink.width, plausible[0].ink.height) < 64) return [];
+    const best = mostPlausible(plausible);
+    const rest = dropLines(best.digit);
+    return rest === best.digit ? [] : [{ ...best, score: best.score + LINED, digit: rest }];
   });
 }
 
@@ -700,6 +714,47 @@ function squaredDistances({ width, height, data }, limit) {
       squared[i] = least;
     }
   return squared;
+}
+
+/**
+ * The mask without lines that are much thinner than its strokes, but almost as long as what they leave: opened by the
+ * smallest square in which such a line is lost. The same mask if it has none.
+ */
+function dropLines(mask) {
+  const [top, bottom, left, right] = bounds(mask);
+  const near = padded(cut(mask, top, bottom, left, right), 1);
+  const distances = squaredDistances(mapped(near, (value) => 1 - value), 40);
+  const thickness = 2 * Math.sqrt(distances.reduce((one, other) => Math.max(one, other)));
+  for (let size = 3; size <= Math.trunc(0.6 * thickness); size += 2) {
+    const opened = slidingMax(slidingMin(near, size), size);
+    const [around, close] = [slidingMax(opened, size).data, slidingMax(opened, 3).data];
+    const thin = mapped(near, (value, i) => (value && !around[i] ? 1 : 0));
+    const rest = mapped(near, (value, i) => (value && close[i] ? 1 : 0));
+    if (!rest.data.includes(1)) break;
+    const { width, height } = crop(rest);
+    const [side, stroke] = [Math.max(width, height), strokeWidth(rest)];
+    const isLine = 5 * longestExtent(thin) > 3 * side && strokeWidth(thin) < 0.35 * stroke;
+    // Not a crossing of strokes, of which the arms are lost.
+    if (isLine && stroke < 0.22 * side) {
+      const data = new Uint8Array(mask.data.length);
+      for (let y = top; y < bottom; y++) {
+        const start = (y - top + 1) * near.width + 1;
+        data.set(rest.data.subarray(start, start + right - left), y * mask.width + left);
+      }
+      return dropLines({ width: mask.width, height: mask.height, data });
+    }
+  }
+  return mask;
+}
+
+/** The height or width, whichever is larger, of the component that is the highest or widest; 0 if there is none. */
+function longestExtent(mask) {
+  const boxes = new Map();
+  for (const { root, row, start, end } of findRuns(mask)) {
+    const box = boxes.get(root) ?? { top: row, left: start, right: end };
+    boxes.set(root, { ...box, bottom: row + 1, left: Math.min(box.left, start), right: Math.max(box.right, end) });
+  }
+  return Math.max(0, ...[...boxes.values()].map((box) => Math.max(box.bottom - box.top, box.right - box.left)));
 }
 
 /** The mask in gray, scaled into the box, with its center of mass at the center of the frame. */
