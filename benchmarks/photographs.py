@@ -94,20 +94,7 @@ def rule(paper: np.ndarray, ink: np.ndarray, kind: str, generator: np.random.Gen
     """The paper with its lines, as floats."""
     paper = paper.astype(float)
     if kind in ("line across it", "box across it"):
-        rows, columns = (np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0))
-        side = max(np.ptp(rows), np.ptp(columns))
-        width, color = int(generator.integers(1, 2 + side // 35)), generator.uniform(40, 140, 3)
-        margins = generator.uniform(-0.12, 0.3, 4) * side  # from the digit to the box
-        margins[generator.integers(4)] = generator.uniform(-0.12, -0.02) * side
-        if kind == "line across it":
-            row = int(generator.uniform(rows[0], rows[-1]))
-            paper[row : row + width] = color
-        else:
-            top, left = (max(0, int(edge)) for edge in (rows[0] - margins[0], columns[0] - margins[1]))
-            bottom, right = int(rows[-1] + margins[2]), int(columns[-1] + margins[3])
-            inner = paper[top + width : bottom, left + width : right].copy()
-            paper[top : bottom + width, left : right + width] = color
-            paper[top + width : bottom, left + width : right] = inner
+        print_lines(paper, ink, kind, generator)
     if kind in ("ruled paper", "squared paper"):
         gap = int(generator.integers(14, 40))
         lines = slice(int(generator.integers(gap)), None, gap)
@@ -116,6 +103,24 @@ def rule(paper: np.ndarray, ink: np.ndarray, kind: str, generator: np.random.Gen
         if kind == "squared paper":
             paper[:, lines] = color
     return paper
+
+
+def print_lines(paper: np.ndarray, ink: np.ndarray, kind: str, generator: np.random.Generator) -> None:
+    """Print a line or a box across the digit, in place."""
+    rows, columns = (np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0))
+    side = max(np.ptp(rows), np.ptp(columns))
+    width, color = int(generator.integers(1, 2 + side // 35)), generator.uniform(40, 140, 3)
+    margins = generator.uniform(-0.12, 0.3, 4) * side  # from the digit to the box: one at least is within the digit
+    margins[generator.integers(4)] = generator.uniform(-0.12, -0.02) * side
+    if kind == "line across it":
+        row = int(generator.uniform(rows[0], rows[-1]))
+        paper[row : row + width] = color
+    else:
+        top, left = (max(0, int(edge)) for edge in (rows[0] - margins[0], columns[0] - margins[1]))
+        bottom, right = int(rows[-1] + margins[2]), int(columns[-1] + margins[3])
+        inner = paper[top + width : bottom, left + width : right].copy()
+        paper[top : bottom + width, left : right + width] = color
+        paper[top + width : bottom, left + width : right] = inner
 
 
 def surround(picture: np.ndarray, margin: int, color: np.ndarray) -> np.ndarray:

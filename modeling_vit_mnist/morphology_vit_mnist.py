@@ -159,14 +159,14 @@ def drop_lines(mask: np.ndarray) -> np.ndarray:
             break
         side, width = max(crop(rest).shape), stroke_width(rest)
         is_line = 5 * longest_extent(thin) > 3 * side and stroke_width(thin) < 0.35 * width
-        if is_line and width < 0.22 * side:  # not a crossing of strokes, of which the arms are lost
+        if is_line and width < 0.22 * side:  # wider, the rest is a blot where thin strokes cross
             rest = np.pad(rest[1:-1, 1:-1], ((top, mask.shape[0] - bottom), (left, mask.shape[1] - right)))
             return drop_lines(rest)
     return mask
 
 
 def longest_extent(mask: np.ndarray) -> int:
-    """The height or width, whichever is larger, of the component that is the highest or widest; 0 if there is none."""
+    """The longest side of the bounding box of a component; 0 if the mask is empty."""
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
     components = [part == number for number in range(part.max(initial=-1) + 1)]

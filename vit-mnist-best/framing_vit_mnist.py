@@ -44,7 +44,7 @@ NARROW = 0.1  # window for pale ink in soft shadows
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
-LINED = 1.5  # how much more plausible a digit is than the same with lines
+LINED = 1.5  # how much more plausible a digit is without lines that touch it
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -177,7 +177,7 @@ def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
     """Further candidates: the most plausible darker and lighter ones without the lines of a form that touch them."""
     best = {candidate[1]: candidate for candidate in sorted(candidates, key=lambda candidate: candidate[0])}
     for score, dark, ink, digit in best.values():
-        if score > PLAUSIBLE and max(digit.shape) >= 64 and (rest := drop_lines(digit)).sum() < digit.sum():
+        if score > PLAUSIBLE and max(digit.shape) >= 64 and (rest := drop_lines(digit)) is not digit:
             yield score + LINED, dark, ink, rest
 
 

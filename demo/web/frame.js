@@ -16,7 +16,7 @@ const NARROW = 0.1; // window for pale ink in soft shadows
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to, as they may have broken into pieces
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
-const LINED = 1.5; // how much more plausible a digit is than the same with lines
+const LINED = 1.5; // how much more plausible a digit is without lines that touch it
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -121,6 +121,7 @@ export function frameDigit(original, cropAgain = true) {
   const working = factor === 1 ? gray : resize(gray, gray.width / factor, gray.height / factor);
   if (Math.min(gray.width, gray.height, working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
+  const mostPlausible = (list) => list.reduce((one, other) => (other.score > one.score ? other : one));
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
   if (Math.max(working.width, working.height) >= 64 && candidates.every(({ score }) => score < PLAUSIBLE)) {
     candidates.push(...searchAgain(working, candidates));
@@ -349,14 +350,12 @@ function searchAgain(gray, candidates) {
   });
 }
 
-const mostPlausible = (candidates) => candidates.reduce((one, other) => (other.score > one.score ? other : one));
-
 /** Further candidates: the most plausible darker and lighter ones without the lines of a form that touch them. */
 function leaveOutLines(candidates) {
   return [true, false].flatMap((polarity) => {
     const plausible = candidates.filter(({ isDark, score }) => isDark === polarity && score > PLAUSIBLE);
     if (!plausible.length || Math.max(plausible[0].ink.width, plausible[0].ink.height) < 64) return [];
-    const best = mostPlausible(plausible);
+    const best = plausible.sort((a, b) => a.score - b.score).at(-1);
     const rest = dropLines(best.digit);
     return rest === best.digit ? [] : [{ ...best, score: best.score + LINED, digit: rest }];
   });
@@ -734,7 +733,7 @@ function dropLines(mask) {
     const { width, height } = crop(rest);
     const [side, stroke] = [Math.max(width, height), strokeWidth(rest)];
     const isLine = 5 * longestExtent(thin) > 3 * side && strokeWidth(thin) < 0.35 * stroke;
-    // Not a crossing of strokes, of which the arms are lost.
+    // Wider, the rest is a blot where thin strokes cross.
     if (isLine && stroke < 0.22 * side) {
       const data = new Uint8Array(mask.data.length);
       for (let y = top; y < bottom; y++) {
@@ -747,7 +746,7 @@ function dropLines(mask) {
   return mask;
 }
 
-/** The height or width, whichever is larger, of the component that is the highest or widest; 0 if there is none. */
+/** The longest side of the bounding box of a component; 0 if the mask is empty. */
 function longestExtent(mask) {
   const boxes = new Map();
   for (const { root, row, start, end } of findRuns(mask)) {
