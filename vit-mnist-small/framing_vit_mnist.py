@@ -21,7 +21,9 @@ from .morphology_vit_mnist import (
     fill_spans,
     find_runs,
     is_parallelogram,
+    is_two_level,
     label_runs,
+    magnify,
     percentile,
     resize,
     set_stroke_width,
@@ -144,11 +146,12 @@ def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thicke
     Ink is what a closing adds: it fills whatever is narrower than its window, which is a part of the longer side, and
     keeps lamps, tables and most of a shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical
     Morphology"). In parts of the brightness of the paper, ink is the same in shadows."""
-    gray = gray if dark else 255 - gray
     is_small = max(gray.shape) < 64
+    is_drawing = is_small or is_two_level(gray)
+    gray = gray if dark else 255 - gray
     gray = sliding_min(gray, thickening) if thickening else gray
     gray = gray if is_small else blur(gray)
-    size = int((0.45 if is_small else window) * max(gray.shape)) | 1  # small drawings may be thick
+    size = int((0.45 if is_drawing else window) * max(gray.shape)) | 1  # drawings may be of thick strokes
     paper = sliding_min(sliding_max(gray, size), size)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None)
@@ -157,7 +160,7 @@ def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thicke
     levels = [max(level * strongest, noise) for level in LEVELS[is_small] if strongest >= LEAST_CONTRAST]
     for level in levels[:1] if thickening else levels:
         for digit in find_digits(ink, ink > level):
-            yield plausibility(gray, paper, ink, digit, levels[0]), dark, ink, digit
+            yield plausibility(gray, paper, ink, digit, levels[0], is_drawing), dark, ink, digit
 
 
 def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
@@ -181,7 +184,9 @@ def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
             yield score + LINED, dark, ink, rest
 
 
-def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float) -> float:
+def plausibility(
+    gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float, is_drawing: bool
+) -> float:  # fmt: skip
     """How much a mask is like a digit of dark ink, as log-odds: a logistic regression on photographs made of MNIST's
     digits. Below 0, it is taken for no digit."""
     top, bottom, left, right = bounds(digit)
@@ -200,16 +205,17 @@ def plausibility(gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np
     # ... it is no speck, ...
     speck = 3 * (side < SPECK * max(gray.shape))
     # ... and it does not touch the border of the image, unless it fills the image.
-    is_large = max(gray.shape) >= 64
-    edge = 2 if is_large else 1
+    edge = 2 if max(gray.shape) >= 64 else 1
     borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
     contact = max(int(border.sum()) for border in borders) / side
-    if is_large:
+    if is_drawing:  # it is often cropped tightly, with paper left at the corners
+        middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
+        first = min(gray.shape) // 32  # not in a line along the border
+        ends = [first, -1 - first]
+        border = 3 * contact + int((gray[np.ix_(ends, ends)] < middle).sum())
+    else:
         part = 1 - digit[box].size / digit.size if contact else 0
         border = 5 * contact + 2.25 * part
-    else:  # small drawings are often cropped tightly, with paper left at the corners
-        middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
-        border = 3 * contact + int((gray[[0, 0, -1, -1], [0, -1, 0, -1]] < middle).sum())
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
     return float(score - 10 * dark - speck - border + 3.2)
 
@@ -306,16 +312,6 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             chosen |= more
             box = [top[chosen].min(), bottom[chosen].max(), left[chosen].min(), right[chosen].max()]
         yield draw(chosen)
-
-
-def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> np.ndarray:
-    """The digit as a mask whose longer side has `length` pixels: where its ink has half of `contrast`."""
-    top, bottom, left, right = bounds(digit)
-    near = np.pad(ink * sliding_max(digit.astype(np.uint8), 3), 2)[top : bottom + 4, left : right + 4]
-    soft = np.minimum(near.astype(np.int32) * 255 // contrast, 255).astype(np.uint8)
-    scale = length / max(bottom - top, right - left)
-    mask = resize(soft, soft.shape[0] * scale, soft.shape[1] * scale) > 127
-    return crop(mask) if mask.any() else np.ones((1, 1), bool)
 
 
 def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:

@@ -75,6 +75,14 @@ def percentile(values: np.ndarray, percent: int) -> int:
     return int(np.partition(values, rank)[rank])
 
 
+def is_two_level(gray: np.ndarray) -> bool:
+    """Whether less than a fifth of an image is far from its darkest and its lightest level: a drawing or a scan, no
+    photograph."""
+    darkest, lightest = int(gray.min()), int(gray.max())
+    distance = np.minimum(gray - darkest, lightest - gray)
+    return 5 * int((distance > (lightest - darkest) // 8).sum()) < gray.size
+
+
 def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, first column and last column + 1 of each horizontal run of the mask, in reading order."""
     changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
@@ -112,6 +120,16 @@ def stroke_width(mask: np.ndarray) -> float:
     straight = int((padded[1:] != padded[:-1]).sum()) + int((padded[:, 1:] != padded[:, :-1]).sum())
     diagonal = int((padded[1:, 1:] != padded[:-1, :-1]).sum()) + int((padded[1:, :-1] != padded[:-1, 1:]).sum())
     return 2 * int(mask.sum()) / (np.pi / 8 * (straight + diagonal / 2**0.5))
+
+
+def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> np.ndarray:
+    """The digit as a mask whose longer side has `length` pixels: where its ink has half of `contrast`."""
+    top, bottom, left, right = bounds(digit)
+    near = np.pad(ink * sliding_max(digit.astype(np.uint8), 3), 2)[top : bottom + 4, left : right + 4]
+    soft = np.minimum(near.astype(np.int32) * 255 // contrast, 255).astype(np.uint8)
+    scale = length / max(bottom - top, right - left)
+    mask = resize(soft, soft.shape[0] * scale, soft.shape[1] * scale) > 127
+    return crop(mask) if mask.any() else np.ones((1, 1), bool)
 
 
 def set_stroke_width(mask: np.ndarray, width: float) -> np.ndarray:

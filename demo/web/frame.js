@@ -310,10 +310,11 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
  */
 function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
   const longer = Math.max(original.width, original.height);
+  const isDrawing = longer < 64 || isTwoLevel(original);
   const asDark = isDark ? original : inverted(original);
   const light = thickening ? slidingMin(asDark, thickening) : asDark;
   const gray = longer >= 64 ? blur(light) : light;
-  const size = Math.trunc((longer >= 64 ? window : 0.45) * longer) | 1; // small drawings may be of thick strokes
+  const size = Math.trunc((isDrawing ? 0.45 : window) * longer) | 1; // drawings may be of thick strokes
   const paper = slidingMin(slidingMax(gray, size), size);
   const ink = mapped(paper, (level, i) =>
     Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
@@ -327,7 +328,12 @@ function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
   return (thickening ? levels.slice(0, 1) : levels).flatMap((level) => {
     const threshold = Math.max(level * strongest, noise);
     const mask = mapped(ink, (value) => (value > threshold ? 1 : 0));
-    const scored = (digit) => ({ score: plausibility(gray, paper, ink, digit, lowest), isDark, ink, digit });
+    const scored = (digit) => ({
+      score: plausibility(gray, paper, ink, digit, lowest, isDrawing),
+      isDark,
+      ink,
+      digit,
+    });
     return findDigits(ink, mask).map(scored);
   });
 }
@@ -362,7 +368,7 @@ function leaveOutLines(candidates) {
 }
 
 /** How much a mask is like a digit of dark ink, as log-odds: a logistic regression. */
-function plausibility(gray, paper, ink, digit, threshold) {
+function plausibility(gray, paper, ink, digit, threshold, isDrawing) {
   const [top, bottom, left, right] = bounds(digit);
   const side = Math.max(bottom - top, right - left);
   const values = inside(ink, digit);
@@ -384,8 +390,7 @@ function plausibility(gray, paper, ink, digit, threshold) {
   // ... it is no speck, ...
   const speck = side < SPECK * Math.max(gray.width, gray.height) ? 3 : 0;
   // ... and it does not touch the border of the image, unless it fills the image.
-  const isLarge = Math.max(gray.width, gray.height) >= 64;
-  const edge = isLarge ? 2 : 1;
+  const edge = Math.max(gray.width, gray.height) >= 64 ? 2 : 1;
   const ends = [new Set(), new Set(), new Set(), new Set()];
   digit.data.forEach((is, i) => {
     if (!is) return;
@@ -398,10 +403,13 @@ function plausibility(gray, paper, ink, digit, threshold) {
   const contact = Math.max(...ends.map((end) => end.size)) / side;
   const part = contact ? 1 - ((bottom - top) * (right - left)) / digit.data.length : 0;
   const middle = (sum(inside(gray, digit)) + sum(inside(paper, digit))) / (2 * area);
-  const [last, end] = [gray.width - 1, gray.data.length - 1];
-  const corners = [0, last, end - last, end].filter((i) => gray.data[i] < middle).length;
-  // Small drawings are often cropped tightly, with paper left at the corners.
-  const border = isLarge ? 5 * contact + 2.25 * part : 3 * contact + corners;
+  const first = Math.min(gray.width, gray.height) >> 5; // not in a line along the border
+  const [topLeft, topRight] = [first * gray.width + first, (first + 1) * gray.width - 1 - first];
+  const end = gray.data.length - 1;
+  const isInk = (i) => gray.data[i] < middle;
+  // Drawings are often cropped tightly, with paper left at the corners.
+  const corners = [topLeft, topRight, end - topRight, end - topLeft].filter(isInk).length;
+  const border = isDrawing ? 3 * contact + corners : 5 * contact + 2.25 * part;
   const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
   return score - 10 * dark - speck - border + 3.2;
 }
@@ -535,6 +543,13 @@ function count(data) {
   const histogram = new Array(256).fill(0);
   for (let i = 0; i < data.length; i++) histogram[data[i]]++;
   return histogram;
+}
+
+/** Whether less than a fifth of an image is far from its darkest and its lightest level: a drawing or a scan. */
+function isTwoLevel(gray) {
+  const [darkest, lightest] = [255 - highest(inverted(gray).data), highest(gray.data)];
+  const far = (lightest - darkest) >> 3;
+  return 5 * gray.data.filter((level) => Math.min(level - darkest, lightest - level) > far).length < gray.data.length;
 }
 
 /** NumPy's percentile with method="lower". */
