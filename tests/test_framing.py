@@ -247,7 +247,7 @@ def test_lines_around_a_digit_are_left_out(digits, kind, paper, ink, rule):
 @pytest.mark.parametrize("angle", [0, 3, 10])
 @pytest.mark.parametrize("kind", ["through", "under", "beside", "box", "grid"])
 def test_thin_lines_that_a_digit_touches_are_left_out(digits, kind, angle, paper, ink):
-    """Strokes of the digits are of about 12 pixels, and lines of 2. The most framed wrongly is 3 of 10."""
+    """Strokes of the digits are of about 12 pixels, and lines of 2. The most framed wrongly is 2 of 10."""
     image, found = PIL.Image.new("L", (300, 240)), 0
     pen = PIL.ImageDraw.Draw(image)
     lines = {
@@ -265,7 +265,7 @@ def test_thin_lines_that_a_digit_touches_are_left_out(digits, kind, angle, paper
         lined = np.round(alone + (ink - alone) * amount).astype(np.uint8)
         framed, expected = frame_digit(lined), frame_digit(alone)
         found += framed.is_dark_on_light == (ink < paper) and nearest_distance(framed.image, expected.image) < 14
-    assert found >= 7
+    assert found >= 8
 
 
 @pytest.mark.parametrize("paper, ink", [(255.0, 0.0), (30.0, 200.0)])

@@ -205,17 +205,18 @@ def plausibility(
     # ... it is no speck, ...
     speck = 3 * (side < SPECK * max(gray.shape))
     # ... and it does not touch the border of the image, unless it fills the image.
-    edge = 2 if max(gray.shape) >= 64 else 1
+    is_large = max(gray.shape) >= 64
+    edge = 2 if is_large else 1
     borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
     contact = max(int(border.sum()) for border in borders) / side
+    border = (5 if is_large else 3) * contact
     if is_drawing:  # it is often cropped tightly, with paper left at the corners
         middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
         first = min(gray.shape) // 32  # not in a line along the border
         ends = [first, -1 - first]
-        border = 3 * contact + int((gray[np.ix_(ends, ends)] < middle).sum())
-    else:
-        part = 1 - digit[box].size / digit.size if contact else 0
-        border = 5 * contact + 2.25 * part
+        border += int((gray[np.ix_(ends, ends)] < middle).sum())
+    elif contact:
+        border += 2.25 * (1 - digit[box].size / digit.size)
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
     return float(score - 10 * dark - speck - border + 3.2)
 

@@ -390,7 +390,8 @@ function plausibility(gray, paper, ink, digit, threshold, isDrawing) {
   // ... it is no speck, ...
   const speck = side < SPECK * Math.max(gray.width, gray.height) ? 3 : 0;
   // ... and it does not touch the border of the image, unless it fills the image.
-  const edge = Math.max(gray.width, gray.height) >= 64 ? 2 : 1;
+  const isLarge = Math.max(gray.width, gray.height) >= 64;
+  const edge = isLarge ? 2 : 1;
   const ends = [new Set(), new Set(), new Set(), new Set()];
   digit.data.forEach((is, i) => {
     if (!is) return;
@@ -409,7 +410,7 @@ function plausibility(gray, paper, ink, digit, threshold, isDrawing) {
   const isInk = (i) => gray.data[i] < middle;
   // Drawings are often cropped tightly, with paper left at the corners.
   const corners = [topLeft, topRight, end - topRight, end - topLeft].filter(isInk).length;
-  const border = isDrawing ? 3 * contact + corners : 5 * contact + 2.25 * part;
+  const border = (isLarge ? 5 : 3) * contact + (isDrawing ? corners : 2.25 * part);
   const score = 6 * contrast + 3 * clean - (1.3 * side) / Math.sqrt(area) - 18 * Math.max(width - 0.15, 0);
   return score - 10 * dark - speck - border + 3.2;
 }
