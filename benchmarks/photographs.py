@@ -29,7 +29,7 @@ KINDS = (
     "plain paper", "ruled paper", "squared paper", "colored paper", "pale ink", "thin pen", "thick pen", "chalk",
     "random colors", "two lamps", "hard shadow", "object beside it", "sheet on a table", "turned", "cropped tightly",
     "small in the picture", "blur and JPEG", "drawing without noise", "line across it", "box across it",
-    "drawing to its edges",
+    "drawing to its edges", "photograph to its edges",
 )  # fmt: skip
 PENS = np.array([(20, 20, 30), (30, 50, 140), (180, 30, 40), (30, 120, 60), (90, 90, 95), (120, 60, 160)])
 PAPERS = np.array([(250, 240, 150), (180, 220, 250), (250, 190, 210), (190, 240, 190)])
@@ -67,10 +67,10 @@ def write(digit: np.ndarray, side: int, kind: str, generator: np.random.Generato
     elif kind == "thin pen":
         large = large.filter(PIL.ImageFilter.MinFilter(max(3, width)))
     large = large.rotate(generator.uniform(-1, 1) * (25 if kind == "turned" else 8), BICUBIC)
-    if kind == "drawing to its edges":
+    if kind.endswith("to its edges"):
         thick = large.filter(PIL.ImageFilter.MaxFilter(int(generator.integers(0, side // 24)) * 2 + 1))
         large = thick.point(lambda level: 255 * (level > 110))
-    if kind in ("cropped tightly", "drawing to its edges"):
+    if kind == "cropped tightly" or kind.endswith("to its edges"):
         return np.asarray(large.crop(large.point(lambda level: 255 * (level > 64)).getbbox())) / 255
     height, width = (int(side * factor) for factor in generator.uniform(1.1, 2, 2))
     canvas = PIL.Image.new("L", (width, height))

@@ -152,6 +152,21 @@ def set_stroke_width(mask: np.ndarray, width: float) -> np.ndarray:
     return mask
 
 
+def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:
+    """The mask in gray, scaled into `box` pixels, with its center of mass at the center of the frame."""
+    scale = box / max(mask.shape)
+    digit = resize(mask.astype(np.uint8) * 255, mask.shape[0] * scale, mask.shape[1] * scale).astype(np.int64)
+    digit = digit * 255 // digit.max()
+    height, width = digit.shape
+    top, left = (
+        min(max(round(side / 2 - middle), 0), side - extent)
+        for middle, extent in zip(center_of_mass(digit), digit.shape, strict=True)
+    )
+    frame = np.zeros((side, side), np.uint8)
+    frame[top : top + height, left : left + width] = digit
+    return frame
+
+
 def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
     """Squared distance of each pixel to the nearest one of the mask, exact up to `limit` pixels: at most 40."""
     squared = np.where(mask, 0, (limit + 1) ** 2).astype(np.int16)

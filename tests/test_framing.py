@@ -285,6 +285,22 @@ def test_drawings_may_reach_the_border(digits, pen, margins, paper, ink):
     assert found >= 9
 
 
+@pytest.mark.parametrize("paper, ink", [(235.0, 40.0), (40.0, 235.0)])
+@pytest.mark.parametrize("margin", [0, 6])
+@pytest.mark.parametrize("pen", [7, 13, 19])
+def test_photographs_may_be_cropped_to_thick_strokes(digits, pen, margin, paper, ink):
+    """Strokes of 16 to 28 pixels in 130, in uneven light. The paper between them is not the digit."""
+    found = 0
+    for digit in digits:
+        large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
+        mask = morphology.crop(np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen))) > 110)
+        cut = np.where(np.pad(mask, margin), ink, paper)
+        light = np.linspace(1, 0.6, cut.shape[1]) + np.linspace(0, -0.15, len(cut))[:, None]
+        framed = frame_digit(np.round(cut * light).astype(np.uint8))
+        found += framed.is_dark_on_light == (ink < paper)
+    assert found >= 8
+
+
 def test_thin_strokes_around_a_blot_are_no_lines():
     """A 4 with a blot where its strokes cross."""
     image = PIL.Image.new("L", (240, 240), 235)

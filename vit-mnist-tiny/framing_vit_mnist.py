@@ -25,6 +25,7 @@ from .morphology_vit_mnist import (
     label_runs,
     magnify,
     percentile,
+    place,
     resize,
     set_stroke_width,
     sliding_max,
@@ -47,6 +48,7 @@ THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 1.5  # how much more plausible a digit is without lines that touch it
+FILLING = 5  # how much a digit is preferred that fills the whole image
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -106,11 +108,11 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     candidates = [*candidates, *leave_out_lines(candidates)]
     if not candidates:
         return Framing(blank, "the image is blank")
-    score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
+    score, dark, ink, digit = most_plausible(candidates)[0]
     on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
     if on_sheet:
         candidates = [*on_sheet, *leave_out_lines(on_sheet)]
-        score, dark, ink, digit = max(candidates, key=lambda candidate: candidate[0])
+        score, dark, ink, digit = most_plausible(candidates)[0]
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
     if crop_again and factor > 1.5 and length < WORKING_SIDE / 4:
@@ -176,10 +178,17 @@ def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Cand
             yield score - THICKENED, dark, ink, digit
 
 
+def most_plausible(candidates: list[Candidate]) -> list[Candidate]:
+    """The most plausible candidate of darker ink and that of lighter ink, the better one first. The more of the image
+    one is, the better, since what lies between thick strokes is thin, and looks like a digit, too."""
+    of_each = ([candidate for candidate in candidates if candidate[1] == dark] for dark in (True, False))
+    best = [max(same, key=lambda candidate: candidate[0]) for same in of_each if same]
+    return sorted(best, key=lambda candidate: -candidate[0] - FILLING * float(candidate[3].mean()))
+
+
 def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Further candidates: the most plausible darker and lighter ones without the lines of a form that touch them."""
-    best = {candidate[1]: candidate for candidate in sorted(candidates, key=lambda candidate: candidate[0])}
-    for score, dark, ink, digit in best.values():
+    """Further candidates: the most plausible ones without the lines of a form that touch them."""
+    for score, dark, ink, digit in most_plausible(candidates):
         if score > PLAUSIBLE and max(digit.shape) >= 64 and (rest := drop_lines(digit)) is not digit:
             yield score + LINED, dark, ink, rest
 
@@ -313,21 +322,6 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             chosen |= more
             box = [top[chosen].min(), bottom[chosen].max(), left[chosen].min(), right[chosen].max()]
         yield draw(chosen)
-
-
-def place(mask: np.ndarray, side: int, box: int) -> np.ndarray:
-    """The mask in gray, scaled into `box` pixels, with its center of mass at the center of the frame."""
-    scale = box / max(mask.shape)
-    digit = resize(mask.astype(np.uint8) * 255, mask.shape[0] * scale, mask.shape[1] * scale).astype(np.int64)
-    digit = digit * 255 // digit.max()
-    height, width = digit.shape
-    top, left = (
-        min(max(round(side / 2 - middle), 0), side - extent)
-        for middle, extent in zip(center_of_mass(digit), digit.shape, strict=True)
-    )
-    frame = np.zeros((side, side), np.uint8)
-    frame[top : top + height, left : left + width] = digit
-    return frame
 
 
 def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float, plausibility: float) -> str | None:

@@ -17,6 +17,7 @@ const THICKENING = 5; // pixels of the working image that hairlines are thickene
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 1.5; // how much more plausible a digit is without lines that touch it
+const FILLING = 5; // how much a digit is preferred that fills the whole image
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -121,18 +122,17 @@ export function frameDigit(original, cropAgain = true) {
   const working = factor === 1 ? gray : resize(gray, gray.width / factor, gray.height / factor);
   if (Math.min(gray.width, gray.height, working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
-  const mostPlausible = (list) => list.reduce((one, other) => (other.score > one.score ? other : one));
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
   if (Math.max(working.width, working.height) >= 64 && candidates.every(({ score }) => score < PLAUSIBLE)) {
     candidates.push(...searchAgain(working, candidates));
   }
   candidates = [...candidates, ...leaveOutLines(candidates)];
   if (!candidates.length) return { ...found, problem: "the image is blank" };
-  let best = mostPlausible(candidates);
+  let [best] = mostPlausible(candidates);
   const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
   if (onSheet.length) {
     candidates = [...onSheet, ...leaveOutLines(onSheet)];
-    best = mostPlausible(candidates);
+    [best] = mostPlausible(candidates);
   }
   const { ink, digit } = best;
   const [top, bottom, left, right] = bounds(digit);
@@ -356,12 +356,24 @@ function searchAgain(gray, candidates) {
   });
 }
 
-/** Further candidates: the most plausible darker and lighter ones without the lines of a form that touch them. */
+/** The most plausible candidate of darker ink and that of lighter ink, the better one first. What lies between thick
+ * strokes is thin, and looks like a digit, so that counts which is more of the image. */
+function mostPlausible(candidates) {
+  const ofEach = [true, false].map((isDark) => candidates.filter((candidate) => candidate.isDark === isDark));
+  const best = ofEach.filter((same) => same.length);
+  const preference = ({ score, digit }) => {
+    const part = sum(digit.data) / digit.data.length;
+    return score + FILLING * part;
+  };
+  return best
+    .map((same) => same.reduce((one, other) => (other.score > one.score ? other : one)))
+    .sort((a, b) => preference(b) - preference(a));
+}
+
+/** Further candidates: the most plausible ones without the lines of a form that touch them. */
 function leaveOutLines(candidates) {
-  return [true, false].flatMap((polarity) => {
-    const plausible = candidates.filter(({ isDark, score }) => isDark === polarity && score > PLAUSIBLE);
-    if (!plausible.length || Math.max(plausible[0].ink.width, plausible[0].ink.height) < 64) return [];
-    const best = plausible.sort((a, b) => a.score - b.score).at(-1);
+  return mostPlausible(candidates).flatMap((best) => {
+    if (best.score <= PLAUSIBLE || Math.max(best.ink.width, best.ink.height) < 64) return [];
     const rest = dropLines(best.digit);
     return rest === best.digit ? [] : [{ ...best, score: best.score + LINED, digit: rest }];
   });

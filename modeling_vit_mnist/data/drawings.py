@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError
 from ..deskewing_vit_mnist import deskew
-from ..framing_vit_mnist import frame_digit, place
-from ..morphology_vit_mnist import crop
+from ..framing_vit_mnist import frame_digit
+from ..morphology_vit_mnist import crop, place
 from .augmentation import NO_DIGIT, AugmentationArguments
 from .images import ImageDataset
 from .streaming import ImageStream
