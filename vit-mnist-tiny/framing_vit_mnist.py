@@ -48,7 +48,7 @@ THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 1.5  # how much more plausible a digit is without lines that touch it
-FILLING = 5  # how much more plausible ink is that is all of the image
+FILLING = 5  # what a candidate would gain that is all of the image
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -179,8 +179,8 @@ def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Cand
 
 
 def most_plausible(candidates: list[Candidate]) -> list[Candidate]:
-    """The most plausible candidate of darker ink and that of lighter ink, the better one first. If one fills the
-    image, it counts how much of it is ink: what lies between thick strokes is thin, and looks like a digit, too."""
+    """The most plausible candidate of darker ink and that of lighter ink, the better one first. The paper between
+    thick strokes is thin and clean like a digit. So one whose box is most of the image gains by its area."""
 
     def preference(candidate: Candidate) -> float:
         score, _, _, digit = candidate

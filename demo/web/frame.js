@@ -17,7 +17,7 @@ const THICKENING = 5; // pixels of the working image that hairlines are thickene
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 1.5; // how much more plausible a digit is without lines that touch it
-const FILLING = 5; // how much more plausible ink is that is all of the image
+const FILLING = 5; // what a candidate would gain that is all of the image
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -356,8 +356,8 @@ function searchAgain(gray, candidates) {
   });
 }
 
-/** The most plausible candidate of darker ink and that of lighter ink, the better one first. If one fills the image, it
- * counts how much of it is ink: what lies between thick strokes is thin, and looks like a digit, too. */
+/** The most plausible candidate of darker ink and that of lighter ink, the better one first. The paper between
+ * thick strokes is thin and clean like a digit. So one whose box is most of the image gains by its area. */
 function mostPlausible(candidates) {
   const preference = ({ score, digit }) => {
     const { width, height } = crop(digit);
