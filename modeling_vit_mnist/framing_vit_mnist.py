@@ -156,13 +156,13 @@ def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thicke
     size = int((0.45 if is_drawing else window) * max(gray.shape)) | 1  # drawings may be of thick strokes
     paper = sliding_min(sliding_max(gray, size), size)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
-    ordered = np.sort(ink, axis=None)
+    ordered = np.sort(ink, axis=None, kind="stable")  # a radix sort: many times as fast as the default
     strongest = int(ordered[-20 if ink.size > 20_000 else -1])
     noise = int(ordered[(ink.size - 1) * 3 // 10])  # most of an image is paper
     levels = [max(level * strongest, noise) for level in LEVELS[is_small] if strongest >= LEAST_CONTRAST]
-    for level in levels[:1] if thickening else levels:
-        for digit in find_digits(ink, ink > level):
-            yield plausibility(gray, paper, ink, digit, levels[0], is_drawing), dark, ink, digit
+    masks = (mask for level in levels[: 1 if thickening else 2] for mask in find_digits(ink, ink > level))
+    for digit in {mask.tobytes(): mask for mask in masks}.values():  # often the same for both levels
+        yield plausibility(gray, paper, ink, digit, levels[0], is_drawing), dark, ink, digit
 
 
 def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
@@ -222,13 +222,13 @@ def plausibility(
     is_large = max(gray.shape) >= 64
     edge = 2 if is_large else 1
     borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
-    contact = max(int(border.sum()) for border in borders) / side
+    contact = max(np.count_nonzero(border) for border in borders) / side
     border = (5 if is_large else 3) * contact
     if is_drawing:  # it is often cropped tightly, with paper left at the corners
         middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
         first = min(gray.shape) // 32  # not in a line along the border
         ends = [first, -1 - first]
-        border += int((gray[np.ix_(ends, ends)] < middle).sum())
+        border += np.count_nonzero(gray[ends][:, ends] < middle)
     elif contact:
         border += 2.25 * (1 - digit[box].size / digit.size)
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
@@ -251,7 +251,7 @@ def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> f
     level = np.bincount(ninth[digit], middle, minlength=9) / np.maximum(area, 1)
     level[area == 0] = middle.mean()
     half = middle.size / 2  # of the digit itself, about half is counted
-    return (int((gray < level[ninth]).sum()) - half) / (gray.size - half)
+    return (np.count_nonzero(gray < level[ninth]) - half) / (gray.size - half)
 
 
 def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:
@@ -266,8 +266,8 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
     sheet = np.zeros_like(mask)
     sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
     filled = fill_spans(sheet)
-    area = int(filled.sum())
-    if area - int(sheet.sum()) > 0.03 * area and is_parallelogram(filled):
+    area = np.count_nonzero(filled)
+    if area - np.count_nonzero(sheet) > 0.03 * area and is_parallelogram(filled):
         inside = sliding_min(filled.astype(np.uint8), 5) > 0
         yield from find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
 
@@ -280,8 +280,8 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
     count = int(part.max(initial=-1)) + 1
-    sums = np.concatenate([[0], ink.ravel().astype(np.int64).cumsum()])
-    weight = np.bincount(part, sums[row * width + end] - sums[row * width + start], count).astype(np.int64)
+    part_of_pixel = np.repeat(part, end - start)
+    weight = np.bincount(part_of_pixel, ink[mask], count).astype(np.int64)
     top, left = np.full(count, height), np.full(count, width)
     bottom, right = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.minimum.at(top, part, row)
@@ -294,11 +294,9 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     is_flat = 8 * (bottom - top) <= right - left
 
     def draw(chosen: np.ndarray) -> np.ndarray:
-        changes = np.zeros(mask.size + 1, np.int8)  # 1 where a run starts, -1 behind it
-        belongs = chosen[part]
-        changes[(row * width + start)[belongs]] += 1
-        changes[(row * width + end)[belongs]] -= 1
-        return changes[:-1].cumsum(dtype=np.int8).reshape(mask.shape) > 0
+        drawn = np.zeros_like(mask)
+        drawn[mask] = chosen[part_of_pixel]
+        return drawn
 
     for outer in np.argsort(-size, kind="stable")[:3]:
         inner = (top > top[outer]) & (bottom < bottom[outer]) & (left > left[outer]) & (right < right[outer])
@@ -306,10 +304,10 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
             continue
         outline, inside = draw(np.arange(count) == outer), draw(inner)
         filled = enclose(outline)
-        area = int(filled.sum())  # of what is thin and round or square, not the outline of a digit
+        area = np.count_nonzero(filled)  # of what is thin and round or square, not the outline of a digit
         least = 7 if 10 * largest > 3 * size[outer] else 9  # a table: it is square, and no 0 with a speck in it
-        is_frame = 2 * outline.sum() < area and 10 * area > least * crop(outline).size
-        if is_frame and 10 * (inside & filled).sum() > 9 * inside.sum():
+        is_frame = 2 * np.count_nonzero(outline) < area and 10 * area > least * crop(outline).size
+        if is_frame and 10 * np.count_nonzero(inside & filled) > 9 * np.count_nonzero(inside):
             yield from find_digits(ink, inside)
             return
 
@@ -318,7 +316,7 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
         box = [int(edges[first]) for edges in (top, bottom, left, right)]
         while not is_flat[first]:
             side = max(box[1] - box[0], box[3] - box[2])
-            gap = np.max([box[0] - bottom, top - box[1], box[2] - right, left - box[3]], axis=0)
+            gap = np.maximum(np.maximum(box[0] - bottom, top - box[1]), np.maximum(box[2] - right, left - box[3]))
             more = ~chosen & (at_border[first] | ~at_border) & (10 * gap <= 3 * side)
             more &= (50 * weight >= weight[chosen].sum()) & (50 * size >= 3 * side)
             more &= ~is_flat | (right - left <= box[3] - box[2])  # not a longer line under it

