@@ -289,8 +289,7 @@ def test_drawings_may_reach_the_border(digits, pen, margins, paper, ink):
 @pytest.mark.parametrize("margin", [0, 6])
 @pytest.mark.parametrize("pen", [7, 13, 19])
 def test_photographs_may_be_cropped_to_thick_strokes(digits, pen, margin, paper, ink):
-    """Strokes of 16 to 28 pixels in 130, in uneven light. The paper between them is not the digit. Of the thickest
-    without a margin, not all are found whole."""
+    """Strokes of 16 to 28 pixels in 130, in uneven light. The paper between them is not the digit."""
     found, found_whole = 0, 0
     for digit in digits:
         large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
@@ -300,7 +299,7 @@ def test_photographs_may_be_cropped_to_thick_strokes(digits, pen, margin, paper,
         framed, alone = frame_digit(np.uint8(np.round(cut * light))), frame_digit(np.uint8(np.pad(mask, 30) * 255))
         found += framed.is_dark_on_light == (ink < paper)
         found_whole += nearest_distance(framed.image, alone.image) < 12
-    assert found >= 8 and found_whole >= (4 if (pen, margin) == (19, 0) else 8)
+    assert found >= 8 and found_whole >= 8
 
 
 def test_thin_strokes_around_a_blot_are_no_lines():

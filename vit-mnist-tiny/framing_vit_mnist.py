@@ -44,11 +44,12 @@ STROKE = 2.9 / 20  # width of strokes after framing, in parts of the longer side
 PLAUSIBLE = 3  # of a further digit, or of one in a single color; below it, ink is searched again
 WINDOW = 0.3  # in parts of the longer side of the image: ink is narrower
 NARROW = 0.1  # window for pale ink in soft shadows
+WIDE = 0.45  # window for thick strokes that fill an image, and for drawings
 THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 1.5  # how much more plausible a digit is without lines that touch it
-FILLING = 5  # what a candidate would gain that is all of the image
+FILLING = 8  # times the part of the image, beyond a quarter, by which a digit is preferred that fills it
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -103,16 +104,16 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     if min(*gray.shape, *working.shape) < 3:
         return Framing(blank, f"an image of {gray.shape[1]}x{gray.shape[0]} pixels is too small")
     candidates = [*find_candidates(working, True), *find_candidates(working, False)]
-    if max(working.shape) >= 64 and all(candidate[0] < PLAUSIBLE for candidate in candidates):
+    if max(working.shape) >= 64:
         candidates += search_again(working, candidates)
     candidates = [*candidates, *leave_out_lines(candidates)]
     if not candidates:
         return Framing(blank, "the image is blank")
-    score, dark, ink, digit = most_plausible(candidates)[0]
+    score, dark, ink, digit = best = max(candidates, key=preference)
     on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
     if on_sheet:
         candidates = [*on_sheet, *leave_out_lines(on_sheet)]
-        score, dark, ink, digit = most_plausible(candidates)[0]
+        score, dark, ink, digit = best = max(candidates, key=preference)
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
     if crop_again and factor > 1.5 and length < WORKING_SIDE / 4:
@@ -124,7 +125,7 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     mask = magnify(ink, digit, contrast, box * FINE)
     width = stroke_width(mask) / max(mask.shape)
     found = Framing(blank, None, False, dark, ink, digit, box * width)
-    found.problem = _why_no_digit(digit, contrast, width, score)
+    found.problem = _why_no_digit(best, contrast, width)
     if found.problem is None:
         found.image, found.plausibility = place(set_stroke_width(mask, STROKE), side, box), score
         others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)
@@ -153,7 +154,7 @@ def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thicke
     gray = gray if dark else 255 - gray
     gray = sliding_min(gray, thickening) if thickening else gray
     gray = gray if is_small else blur(gray)
-    size = int((0.45 if is_drawing else window) * max(gray.shape)) | 1  # drawings may be of thick strokes
+    size = int((WIDE if is_drawing else window) * max(gray.shape)) | 1
     paper = sliding_min(sliding_max(gray, size), size)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None, kind="stable")  # a radix sort: many times as fast as the default
@@ -166,7 +167,14 @@ def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thicke
 
 
 def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Further candidates: pale ink in soft shadows, and hairlines that have broken into pieces."""
+    """Further candidates: thick strokes, if anything fills the image; pale ink in soft shadows and hairlines that have
+    broken into pieces, if nothing is plausible."""
+    if any(fills_image(digit) for *_, digit in candidates) and not is_two_level(gray):
+        thick = [candidate for dark in (True, False) for candidate in find_candidates(gray, dark, WIDE)]
+        candidates = [*candidates, *thick]
+        yield from thick
+    if any(score >= PLAUSIBLE for score, *_ in candidates):
+        return
     strongest = max((int(ink.max()) for _, _, ink, _ in candidates), default=0)
     for dark in (True, False):
         for candidate in find_candidates(gray, dark, NARROW):
@@ -178,22 +186,21 @@ def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Cand
             yield score - THICKENED, dark, ink, digit
 
 
-def most_plausible(candidates: list[Candidate]) -> list[Candidate]:
-    """The most plausible candidate of darker ink and that of lighter ink, the better one first. The paper between
-    thick strokes is thin and clean like a digit. So one whose box is most of the image gains by its area."""
+def fills_image(digit: np.ndarray) -> bool:
+    return 10 * crop(digit).size >= 7 * digit.size
 
-    def preference(candidate: Candidate) -> float:
-        score, _, _, digit = candidate
-        return score + FILLING * float(digit.mean()) * (10 * crop(digit).size >= 7 * digit.size)
 
-    of_each = ([candidate for candidate in candidates if candidate[1] == dark] for dark in (True, False))
-    best = [max(same, key=lambda candidate: candidate[0]) for same in of_each if same]
-    return sorted(best, key=preference, reverse=True)
+def preference(candidate: Candidate) -> float:
+    """The plausibility of a candidate, and more if it fills the image: the paper between thick strokes is thin and
+    clean like a digit. Below 0, it is taken for no digit."""
+    score, _, _, digit = candidate
+    return score + FILLING * max(float(digit.mean()) - 0.25, 0) if fills_image(digit) else score
 
 
 def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Further candidates: the most plausible ones without the lines of a form that touch them."""
-    for score, dark, ink, digit in most_plausible(candidates):
+    """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them."""
+    of_each = ([candidate for candidate in candidates if candidate[1] == dark] for dark in (True, False))
+    for score, dark, ink, digit in [max(same, key=preference) for same in of_each if same]:
         if score > PLAUSIBLE and max(digit.shape) >= 64 and (rest := drop_lines(digit)) is not digit:
             yield score + LINED, dark, ink, rest
 
@@ -202,7 +209,7 @@ def plausibility(
     gray: np.ndarray, paper: np.ndarray, ink: np.ndarray, digit: np.ndarray, threshold: float, is_drawing: bool
 ) -> float:  # fmt: skip
     """How much a mask is like a digit of dark ink, as log-odds: a logistic regression on photographs made of MNIST's
-    digits. Below 0, it is taken for no digit."""
+    digits."""
     top, bottom, left, right = bounds(digit)
     side, inside = max(bottom - top, right - left), ink[digit]
     area = inside.size
@@ -327,10 +334,10 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
         yield draw(chosen)
 
 
-def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float, plausibility: float) -> str | None:
-    top, bottom, left, right = bounds(digit)
-    height, width = digit.shape
-    if plausibility < 0 and contrast < 3 * LEAST_CONTRAST:
+def _why_no_digit(candidate: Candidate, contrast: int, relative_width: float) -> str | None:
+    score, _, _, digit = candidate
+    (top, bottom, left, right), (height, width) = bounds(digit), digit.shape
+    if score < 0 and contrast < 3 * LEAST_CONTRAST:
         return "the image is blank"
     if max(bottom - top, right - left) < SPECK * max(height, width):
         return "there are only specks"
@@ -340,4 +347,4 @@ def _why_no_digit(digit: np.ndarray, contrast: int, relative_width: float, plaus
         bottom - top >= 0.95 * height and right - left < 0.15 * width
     ):
         return "there is only a line"
-    return "the image is blank" if plausibility < 0 else None
+    return "the image is blank" if preference(candidate) < 0 else None

@@ -13,11 +13,12 @@ const SMALL_LEVELS = [0.2, 0.5]; // of small images, whose strokes are soft
 const PLAUSIBLE = 3; // of a further digit, or of one in a single color; below it, ink is searched again
 const WINDOW = 0.3; // in parts of the longer side of the image: ink is narrower
 const NARROW = 0.1; // window for pale ink in soft shadows
+const WIDE = 0.45; // window for thick strokes that fill an image, and for drawings
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to, as they may have broken into pieces
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 1.5; // how much more plausible a digit is without lines that touch it
-const FILLING = 5; // what a candidate would gain that is all of the image
+const FILLING = 8; // times the part of the image, beyond a quarter, by which a digit is preferred that fills it
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -123,16 +124,14 @@ export function frameDigit(original, cropAgain = true) {
   if (Math.min(gray.width, gray.height, working.width, working.height) < 3)
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
-  if (Math.max(working.width, working.height) >= 64 && candidates.every(({ score }) => score < PLAUSIBLE)) {
-    candidates.push(...searchAgain(working, candidates));
-  }
+  if (Math.max(working.width, working.height) >= 64) candidates.push(...searchAgain(working, candidates));
   candidates = [...candidates, ...leaveOutLines(candidates)];
   if (!candidates.length) return { ...found, problem: "the image is blank" };
-  let [best] = mostPlausible(candidates);
+  let best = preferred(candidates);
   const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
   if (onSheet.length) {
     candidates = [...onSheet, ...leaveOutLines(onSheet)];
-    [best] = mostPlausible(candidates);
+    best = preferred(candidates);
   }
   const { ink, digit } = best;
   const [top, bottom, left, right] = bounds(digit);
@@ -149,7 +148,7 @@ export function frameDigit(original, cropAgain = true) {
   const mask = magnify(ink, digit, contrast, BOX * FINE);
   found.isDarkOnLight = best.isDark;
   found.digit = { mask: digit, left: 0, top: 0, scale: size * factor };
-  found.problem = whyNoDigit(digit, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height), best.score);
+  found.problem = whyNoDigit(best, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height));
   if (found.problem !== null) return found;
   found.image = place(setStrokeWidth(mask));
   found.plausibility = best.score;
@@ -314,7 +313,7 @@ function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
   const asDark = isDark ? original : inverted(original);
   const light = thickening ? slidingMin(asDark, thickening) : asDark;
   const gray = longer >= 64 ? blur(light) : light;
-  const size = Math.trunc((isDrawing ? 0.45 : window) * longer) | 1; // drawings may be of thick strokes
+  const size = Math.trunc((isDrawing ? WIDE : window) * longer) | 1;
   const paper = slidingMin(slidingMax(gray, size), size);
   const ink = mapped(paper, (level, i) =>
     Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
@@ -338,8 +337,20 @@ function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
   });
 }
 
-/** Further candidates: pale ink in soft shadows, and hairlines that have broken into pieces. */
+/**
+ * Further candidates: thick strokes, if anything fills the image; if nothing is plausible, pale ink in soft shadows and
+ * hairlines that have broken into pieces.
+ */
 function searchAgain(gray, candidates) {
+  if (candidates.some(({ digit }) => fillsImage(digit)) && !isTwoLevel(gray)) {
+    const thick = [true, false].flatMap((isDark) => findCandidates(gray, isDark, WIDE));
+    return [...thick, ...searchForThin(gray, [...candidates, ...thick])];
+  }
+  return searchForThin(gray, candidates);
+}
+
+function searchForThin(gray, candidates) {
+  if (candidates.some(({ score }) => score >= PLAUSIBLE)) return [];
   const strongest = Math.max(0, ...candidates.map(({ ink }) => highest(ink.data)));
   const longer = Math.max(gray.width, gray.height);
   // A dot wider than the window leaves a small cross, and a blur a weak one.
@@ -348,32 +359,36 @@ function searchAgain(gray, candidates) {
     return 4 * Math.max(width, height) < longer || 2 * highest(ink.data) < strongest;
   };
   return [true, false].flatMap((isDark) => {
-    const thick = findCandidates(gray, isDark, WINDOW, THICKENING);
+    const thickened = findCandidates(gray, isDark, WINDOW, THICKENING);
     return [
       ...findCandidates(gray, isDark, NARROW).filter((candidate) => !isCross(candidate)),
-      ...thick.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })),
+      ...thickened.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })),
     ];
   });
 }
 
-/** The most plausible candidate of darker ink and that of lighter ink, the better one first. The paper between
- * thick strokes is thin and clean like a digit. So one whose box is most of the image gains by its area. */
-function mostPlausible(candidates) {
-  const preference = ({ score, digit }) => {
-    const { width, height } = crop(digit);
-    const part = sum(digit.data) / digit.data.length;
-    return 10 * width * height >= 7 * digit.data.length ? score + FILLING * part : score;
-  };
-  return [true, false]
-    .map((isDark) => candidates.filter((candidate) => candidate.isDark === isDark))
-    .filter((same) => same.length)
-    .map((same) => same.reduce((one, other) => (other.score > one.score ? other : one)))
-    .sort((a, b) => preference(b) - preference(a));
+function fillsImage(digit) {
+  const { width, height } = crop(digit);
+  return 10 * width * height >= 7 * digit.data.length;
 }
 
-/** Further candidates: the most plausible ones without the lines of a form that touch them. */
+/**
+ * The plausibility of a candidate, and more if it fills the image: the paper between thick strokes is thin and clean
+ * like a digit.
+ */
+function preference({ score, digit }) {
+  return fillsImage(digit) ? score + FILLING * Math.max(sum(digit.data) / digit.data.length - 0.25, 0) : score;
+}
+
+const preferred = (candidates) =>
+  candidates.reduce((one, other) => (preference(other) > preference(one) ? other : one));
+
+/** Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. */
 function leaveOutLines(candidates) {
-  return mostPlausible(candidates).flatMap((best) => {
+  const ofEach = [true, false].map((isDark) => candidates.filter((candidate) => candidate.isDark === isDark));
+  return ofEach.flatMap((same) => {
+    if (!same.length) return [];
+    const best = preferred(same);
     if (best.score <= PLAUSIBLE || Math.max(best.ink.width, best.ink.height) < 64) return [];
     const rest = dropLines(best.digit);
     return rest === best.digit ? [] : [{ ...best, score: best.score + LINED, digit: rest }];
@@ -800,7 +815,8 @@ function place(mask) {
   return frame;
 }
 
-function whyNoDigit(digit, contrast, relativeWidth, score) {
+function whyNoDigit(candidate, contrast, relativeWidth) {
+  const { score, digit } = candidate;
   const [top, bottom, left, right] = bounds(digit);
   const { width, height } = digit;
   if (score < 0 && contrast < 3 * LEAST_CONTRAST) return "the image is blank";
@@ -809,7 +825,7 @@ function whyNoDigit(digit, contrast, relativeWidth, score) {
   const isRow = right - left >= 0.95 * width && bottom - top < 0.15 * height;
   const isColumn = bottom - top >= 0.95 * height && right - left < 0.15 * width;
   if (isRow || isColumn) return "there is only a line";
-  return score < 0 ? "the image is blank" : null;
+  return preference(candidate) < 0 ? "the image is blank" : null;
 }
 
 // What `deskew` brings an image of 28x28 to, in pixels; named and explained as in Python.
