@@ -127,7 +127,7 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     found = Framing(blank, None, False, dark, ink, digit, box * width)
     found.problem = _why_no_digit(best, contrast, width)
     if found.problem is None:
-        found.image, found.plausibility = place(set_stroke_width(mask, STROKE), side, box), score
+        found.image, found.plausibility = place(set_stroke_width(mask, STROKE), side, box), preference(best)
         others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)
         found.has_others = any(2 * max(crop(part).shape) >= length for part in others if not (part & digit).any())
     return found
@@ -274,7 +274,7 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
     sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
     filled = fill_spans(sheet)
     area = np.count_nonzero(filled)
-    if area - np.count_nonzero(sheet) > 0.03 * area and is_parallelogram(filled):
+    if area - np.count_nonzero(sheet) > 0.01 * area and is_parallelogram(filled):
         inside = sliding_min(filled.astype(np.uint8), 5) > 0
         yield from find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
 

@@ -593,6 +593,29 @@ def test_ink_as_bright_as_its_paper_is_found_by_its_color(digits, ink, paper):
     assert np.array_equal(VitMnistImageProcessor(do_frame=True, do_invert="auto").process_image(picture), luma)
 
 
+# Blue on green, brown on purple, pink on yellow, and red on green, of little contrast in gray.
+@pytest.mark.parametrize(
+    ("ink", "paper"),
+    [
+        ((60, 60, 220), (80, 190, 100)),
+        ((90, 60, 60), (190, 90, 200)),
+        ((200, 60, 120), (200, 200, 90)),
+        ((170, 60, 60), (140, 200, 80)),
+    ],
+)
+@pytest.mark.parametrize("pen", [13, 19])
+def test_thick_strokes_are_found_in_the_color_that_shows_them(digits, pen, ink, paper):
+    found = 0
+    for digit in digits:
+        large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
+        mask = morphology.crop(np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen))) > 110)
+        light = np.linspace(1, 0.6, mask.shape[1]) + np.linspace(0, -0.15, len(mask))[:, None]
+        color = np.uint8(np.where(mask[..., None], ink, paper) * light[..., None])
+        alone = frame_digit(np.uint8(np.pad(mask, 30) * 255)).image
+        found += nearest_distance(grayscale(PIL.Image.fromarray(color))[0], alone) < 12
+    assert found >= 9
+
+
 def test_a_color_replaces_luma_only_if_it_alone_shows_a_digit(digits):
     generator = np.random.default_rng(0)
     processor = VitMnistImageProcessor(do_frame=True)

@@ -151,7 +151,7 @@ export function frameDigit(original, cropAgain = true) {
   found.problem = whyNoDigit(best, contrast, strokeWidth(mask) / Math.max(mask.width, mask.height));
   if (found.problem !== null) return found;
   found.image = place(setStrokeWidth(mask));
-  found.plausibility = best.score;
+  found.plausibility = preference(best);
   found.hasOthers = candidates.some((other) => {
     if (other.score <= PLAUSIBLE || other.ink !== ink || other.digit.data.some((is, i) => is && digit.data[i])) return false;
     const { width, height } = crop(other.digit);
@@ -493,7 +493,7 @@ function lookOnSheet(gray, mask, isDark) {
   });
   const filled = fillSpans(sheet);
   const area = sum(filled.data);
-  if (area - sum(sheet.data) <= 0.03 * area || !isParallelogram(filled)) return [];
+  if (area - sum(sheet.data) <= 0.01 * area || !isParallelogram(filled)) return [];
   const within = slidingMin(filled, 5).data;
   const onSheet = mapped(gray, (value, i) => (within[i] ? value : level));
   return findCandidates(onSheet, isDark);
