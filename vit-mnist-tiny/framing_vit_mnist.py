@@ -70,8 +70,8 @@ class Framing:
         digit (`np.ndarray` of shape `(rows, columns)`, bool): The pixels of `ink` that belong to the digit.
         stroke_width (`float`): In pixels of the frame, before it was changed.
         has_others (`bool`): Whether there is more that may be a digit.
-        plausibility (`float`): How much it is like a digit, as log-odds: the highest if it was framed already, the
-            lowest if there is none.
+        plausibility (`float`): How much it is like a digit, as log-odds, and more if it fills the image: the highest
+            if it was framed already, the lowest if there is none.
     """
 
     image: np.ndarray

@@ -109,8 +109,8 @@ export function toGray({ width, height, data }) {
  * `digit` is {mask, left, top, scale}: the pixel (x, y) of `mask`, 1 where the digit is, lies at (left + scale * x,
  * top + scale * y) of the picture; null where `isDarkOnLight` is,
  * `hasOthers` says whether there is more that may be a digit,
- * `plausibility` says how much it is like a digit, as log-odds: the highest if it was framed already, the lowest if
- * there is none.
+ * `plausibility` says how much it is like a digit, as log-odds, and more if it fills the image: the highest if it was
+ * framed already, the lowest if there is none.
  */
 export function frameDigit(original, cropAgain = true) {
   const { image: gray, size } = unrepeat(original);
