@@ -49,6 +49,12 @@ def draw(digit: np.ndarray, sheet=(240, 300), corner=(50, 80), paper=235.0, ink=
     return np.round(paper + (ink - paper) * amount).astype(np.uint8)
 
 
+def thick_mask(digit: np.ndarray, pen: int) -> np.ndarray:
+    """Large, of strokes thicker by `pen` - 1 pixels, without a margin."""
+    large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
+    return morphology.crop(np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen))) > 110)
+
+
 def distance(one: np.ndarray, other: np.ndarray) -> float:
     """Mean difference in gray levels."""
     return float(np.abs(one.astype(float) - other).mean())
@@ -275,8 +281,7 @@ def test_drawings_may_reach_the_border(digits, pen, margins, paper, ink):
     """Strokes of 10 to 22 pixels in 130, of two gray levels. The paper between them is not the digit."""
     found = 0
     for digit in digits:
-        large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
-        mask = morphology.crop(np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen))) > 110)
+        mask = thick_mask(digit, pen)
         top, bottom, left, right = margins
         cut, whole = (np.where(np.pad(mask, by), ink, paper) for by in (((top, bottom), (left, right)), 30))
         framed, expected = (frame_digit(image.astype(np.uint8)) for image in (cut, whole))
@@ -292,8 +297,7 @@ def test_photographs_may_be_cropped_to_thick_strokes(digits, pen, margin, paper,
     """Strokes of 16 to 28 pixels in 130, in uneven light. The paper between them is not the digit."""
     found, found_whole = 0, 0
     for digit in digits:
-        large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
-        mask = morphology.crop(np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen))) > 110)
+        mask = thick_mask(digit, pen)
         cut = np.where(np.pad(mask, margin), ink, paper)
         light = np.linspace(1, 0.6, cut.shape[1]) + np.linspace(0, -0.15, len(cut))[:, None]
         framed, alone = frame_digit(np.uint8(np.round(cut * light))), frame_digit(np.uint8(np.pad(mask, 30) * 255))
@@ -607,8 +611,7 @@ def test_ink_as_bright_as_its_paper_is_found_by_its_color(digits, ink, paper):
 def test_thick_strokes_are_found_in_the_color_that_shows_them(digits, pen, ink, paper):
     found = 0
     for digit in digits:
-        large = PIL.Image.fromarray(digit).resize((180, 180), PIL.Image.Resampling.BICUBIC)
-        mask = morphology.crop(np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen))) > 110)
+        mask = thick_mask(digit, pen)
         light = np.linspace(1, 0.6, mask.shape[1]) + np.linspace(0, -0.15, len(mask))[:, None]
         color = np.uint8(np.where(mask[..., None], ink, paper) * light[..., None])
         alone = frame_digit(np.uint8(np.pad(mask, 30) * 255)).image

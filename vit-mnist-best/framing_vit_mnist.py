@@ -49,7 +49,7 @@ THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 1.5  # how much more plausible a digit is without lines that touch it
-FILLING = 8  # times the part of the image, beyond a quarter, by which a digit is preferred that fills it
+FILLING = 8  # what a digit that fills the image gains, times its part of the image beyond a quarter
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -274,7 +274,7 @@ def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Ca
     sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
     filled = fill_spans(sheet)
     area = np.count_nonzero(filled)
-    if area - np.count_nonzero(sheet) > 0.01 * area and is_parallelogram(filled):
+    if area - np.count_nonzero(sheet) > 0.03 * area and is_parallelogram(filled):
         inside = sliding_min(filled.astype(np.uint8), 5) > 0
         yield from find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
 

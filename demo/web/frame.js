@@ -18,7 +18,7 @@ const THICKENING = 5; // pixels of the working image that hairlines are thickene
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 1.5; // how much more plausible a digit is without lines that touch it
-const FILLING = 8; // times the part of the image, beyond a quarter, by which a digit is preferred that fills it
+const FILLING = 8; // what a digit that fills the image gains, times its part of the image beyond a quarter
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -342,29 +342,25 @@ function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
  * hairlines that have broken into pieces.
  */
 function searchAgain(gray, candidates) {
-  if (candidates.some(({ digit }) => fillsImage(digit)) && !isTwoLevel(gray)) {
-    const thick = [true, false].flatMap((isDark) => findCandidates(gray, isDark, WIDE));
-    return [...thick, ...searchForThin(gray, [...candidates, ...thick])];
-  }
-  return searchForThin(gray, candidates);
-}
-
-function searchForThin(gray, candidates) {
-  if (candidates.some(({ score }) => score >= PLAUSIBLE)) return [];
-  const strongest = Math.max(0, ...candidates.map(({ ink }) => highest(ink.data)));
+  const isFilled = candidates.some(({ digit }) => fillsImage(digit)) && !isTwoLevel(gray);
+  const thick = isFilled ? [true, false].flatMap((isDark) => findCandidates(gray, isDark, WIDE)) : [];
+  const sofar = [...candidates, ...thick];
+  if (sofar.some(({ score }) => score >= PLAUSIBLE)) return thick;
+  const strongest = Math.max(0, ...sofar.map(({ ink }) => highest(ink.data)));
   const longer = Math.max(gray.width, gray.height);
   // A dot wider than the window leaves a small cross, and a blur a weak one.
   const isCross = ({ ink, digit }) => {
     const { width, height } = crop(digit);
     return 4 * Math.max(width, height) < longer || 2 * highest(ink.data) < strongest;
   };
-  return [true, false].flatMap((isDark) => {
+  const thin = [true, false].flatMap((isDark) => {
     const thickened = findCandidates(gray, isDark, WINDOW, THICKENING);
     return [
       ...findCandidates(gray, isDark, NARROW).filter((candidate) => !isCross(candidate)),
       ...thickened.map((candidate) => ({ ...candidate, score: candidate.score - THICKENED })),
     ];
   });
+  return [...thick, ...thin];
 }
 
 function fillsImage(digit) {
@@ -493,7 +489,7 @@ function lookOnSheet(gray, mask, isDark) {
   });
   const filled = fillSpans(sheet);
   const area = sum(filled.data);
-  if (area - sum(sheet.data) <= 0.01 * area || !isParallelogram(filled)) return [];
+  if (area - sum(sheet.data) <= 0.03 * area || !isParallelogram(filled)) return [];
   const within = slidingMin(filled, 5).data;
   const onSheet = mapped(gray, (value, i) => (within[i] ? value : level));
   return findCandidates(onSheet, isDark);
