@@ -189,31 +189,70 @@ def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
 
 
 def drop_lines(mask: np.ndarray) -> np.ndarray:
-    """The mask without lines that are much thinner than its strokes, but almost as long as what they leave: opened by
-    the smallest square in which such a line is lost. The same mask if it has none."""
+    """The mask without the straight lines of a form, which are taken away one by one: all are thinner than the strokes
+    that they leave, and one is almost as long as these. The same mask if it has none."""
     top, bottom, left, right = bounds(mask)
-    near = pad(mask[top:bottom, left:right], 1)
-    thickness = 2 * math.sqrt(squared_distances(~near, 40).max())
-    for size in range(3, int(0.6 * thickness) + 1, 2):
-        opened = sliding_max(sliding_min(near.astype(np.uint8), size), size)
-        thin, rest = near & (sliding_max(opened, size) == 0), near & (sliding_max(opened, 3) > 0)
-        if not rest.any():
+    rest, found, lines = mask[top:bottom, left:right], mask, []
+    for _ in range(40):  # more than one, as of squared paper
+        line, turned = drop_line(rest), drop_line(rest.T)
+        is_turned = turned[0] * line[1] > line[0] * turned[1]  # the more slender one
+        length, width, rest = turned if is_turned else line
+        if not length:
             break
-        side, width = max(crop(rest).shape), stroke_width(rest)
-        is_line = 5 * longest_extent(thin) > 3 * side and stroke_width(thin) < 0.35 * width
-        if is_line and width < 0.22 * side:  # wider, the rest is a blot where thin strokes cross
-            rest = np.pad(rest[1:-1, 1:-1], ((top, mask.shape[0] - bottom), (left, mask.shape[1] - right)))
-            return drop_lines(rest)
-    return mask
+        rest = rest.T if is_turned else rest
+        lines.append((length, width))
+        large = drop_small(rest)
+        side, stroke = max(crop(large).shape), stroke_width(large)
+        # A line that is thin in parts of the strokes may be short: the digit has none of its own that is.
+        is_long = any(length * stroke > 2 * side * width and 5 * length > 3 * side for length, width in lines)
+        is_thin = all(20 * width < 11 * stroke and 10 * length > 3 * side for length, width in lines)
+        if is_long and is_thin and 10 * stroke < 3 * side:  # wider, it is a blot where thin strokes cross
+            found = np.pad(large, ((top, mask.shape[0] - bottom), (left, mask.shape[1] - right)))
+    return found
 
 
-def longest_extent(mask: np.ndarray) -> int:
-    """The longest side of the bounding box of a component; 0 if the mask is empty."""
+def drop_line(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """Length and width of the line, at most 18° from the rows, on which most of the thin vertical runs lie, and the
+    rest of the mask, with what crosses the line (a Hough transform; Duda and Hart, 1972, "Use of the Hough
+    Transformation to Detect Lines and Curves in Pictures"). A length of 0 and the same mask if there is none."""
+    height, width = mask.shape
+    column, start, end = find_runs(mask.T)
+    tall, middle = end - start, start + end - 1  # twice the row
+    thin = tall <= max(3, max(mask.shape) // 12)
+    rises = 2 * np.arange(-(width // 6), width // 6 + 1)  # in pixels, from the first column to the last
+    lowest, bins = -(width // 3) - 1, height + 2 * (width // 3) + 4
+    first_row = (middle[thin, None] * width - 2 * rises * column[thin, None]) // (2 * width) - lowest
+    votes = np.bincount((first_row + bins * np.arange(len(rises))).ravel(), minlength=bins * len(rises))
+    votes = votes.reshape(len(rises), bins)
+    rise, row = divmod(int((votes[:, :-1] + votes[:, 1:]).argmax()), bins - 1)
+    columns = np.arange(width)
+    rows = row + lowest + 1 + rises[rise] * columns // width
+    off = np.abs(middle - 2 * rows[column])
+    on_line = thin & (off <= 3)
+    near = (rows + np.arange(-1, 2)[:, None]).clip(0, height - 1)
+    _, first, last = find_runs((mask[near, columns].any(0) & (rows >= 0) & (rows < height))[None])
+    if not on_line.any() or not len(first):
+        return 0, 1, mask
+    longest = (last - first).argmax()
+    line_width, length = percentile(tall[on_line], 50), int(last[longest] - first[longest])
+    gone = (2 * tall <= 3 * line_width + 2) & (off <= line_width + 3)
+    gone &= (first[longest] <= column) & (column < last[longest])
+    if 4 * len(np.unique(column[gone])) < length or gone.all():  # most of it is in strokes, or it is all that there is
+        return 0, 1, mask
+    rest = mask.T.copy()
+    rest[rest] = np.repeat(~gone, tall)
+    return length, line_width, rest.T
+
+
+def drop_small(mask: np.ndarray) -> np.ndarray:
+    """The components whose bounding box has at least 0.15 of the longest side of any."""
     row, start, end = find_runs(mask)
     part = label_runs(row, start, end)
-    components = [part == number for number in range(part.max(initial=-1) + 1)]
-    extents = [max(np.ptp(row[runs]) + 1, end[runs].max() - start[runs].min()) for runs in components]
-    return int(max(extents, default=0))
+    components = [part == number for number in range(part.max() + 1)]
+    sides = np.array([max(np.ptp(row[runs]) + 1, end[runs].max() - start[runs].min()) for runs in components])
+    large = np.zeros_like(mask)
+    large[mask] = np.repeat((20 * sides >= 3 * sides.max())[part], end - start)
+    return large
 
 
 def fill_spans(mask: np.ndarray) -> np.ndarray:

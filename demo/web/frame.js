@@ -17,7 +17,7 @@ const WIDE = 0.45; // window for thick strokes that fill an image, and for drawi
 const THICKENING = 5; // pixels of the working image that hairlines are thickened to, as they may have broken into pieces
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
-const LINED = 1.5; // how much more plausible a digit is without lines that touch it
+const LINED = 2.5; // how much more plausible a digit is without lines that touch it
 const FILLING = 8; // what a digit that fills the image gains, times its part of the image beyond a quarter
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
@@ -756,44 +756,94 @@ function squaredDistances({ width, height, data }, limit) {
 }
 
 /**
- * The mask without lines that are much thinner than its strokes, but almost as long as what they leave: opened by the
- * smallest square in which such a line is lost. The same mask if it has none.
+ * The mask without the straight lines of a form, which are taken away one by one: all are thinner than the strokes that
+ * they leave, and one is almost as long as these. The same mask if it has none.
  */
 function dropLines(mask) {
   const [top, bottom, left, right] = bounds(mask);
-  const near = padded(cut(mask, top, bottom, left, right), 1);
-  const distances = squaredDistances(mapped(near, (value) => 1 - value), 40);
-  const thickness = 2 * Math.sqrt(distances.reduce((one, other) => Math.max(one, other)));
-  for (let size = 3; size <= Math.trunc(0.6 * thickness); size += 2) {
-    const opened = slidingMax(slidingMin(near, size), size);
-    const [around, close] = [slidingMax(opened, size).data, slidingMax(opened, 3).data];
-    const thin = mapped(near, (value, i) => (value && !around[i] ? 1 : 0));
-    const rest = mapped(near, (value, i) => (value && close[i] ? 1 : 0));
-    if (!rest.data.includes(1)) break;
-    const { width, height } = crop(rest);
-    const [side, stroke] = [Math.max(width, height), strokeWidth(rest)];
-    const isLine = 5 * longestExtent(thin) > 3 * side && strokeWidth(thin) < 0.35 * stroke;
-    // Wider, the rest is a blot where thin strokes cross.
-    if (isLine && stroke < 0.22 * side) {
-      const data = new Uint8Array(mask.data.length);
-      for (let y = top; y < bottom; y++) {
-        const start = (y - top + 1) * near.width + 1;
-        data.set(rest.data.subarray(start, start + right - left), y * mask.width + left);
-      }
-      return dropLines({ width: mask.width, height: mask.height, data });
-    }
+  let [rest, found] = [cut(mask, top, bottom, left, right), mask];
+  const lines = [];
+  for (let i = 0; i < 40; i++) {
+    const [line, turned] = [dropLine(rest), dropLine(transpose(rest))];
+    const isTurned = turned.length * line.width > line.length * turned.width; // the more slender one
+    lines.push(isTurned ? turned : line);
+    if (!lines[i].length) break;
+    rest = isTurned ? transpose(turned.rest) : line.rest;
+    const large = dropSmall(rest);
+    const { width, height } = crop(large);
+    const [side, stroke] = [Math.max(width, height), strokeWidth(large)];
+    // A line that is thin in parts of the strokes may be short: the digit has none of its own that is.
+    const isLong = lines.some(
+      ({ length, width }) => length * stroke > 2 * side * width && 5 * length > 3 * side,
+    );
+    const isThin = lines.every(({ length, width }) => 20 * width < 11 * stroke && 10 * length > 3 * side);
+    if (!isLong || !isThin || 10 * stroke >= 3 * side) continue; // wider, it is a blot where thin strokes cross
+    found = { width: mask.width, height: mask.height, data: new Uint8Array(mask.data.length) };
+    for (let y = 0; y < large.height; y++)
+      found.data.set(large.data.subarray(y * large.width, (y + 1) * large.width), (top + y) * mask.width + left);
   }
-  return mask;
+  return found;
 }
 
-/** The longest side of the bounding box of a component; 0 if the mask is empty. */
-function longestExtent(mask) {
+/**
+ * Length and width of the line, at most 18° from the rows, on which most of the thin vertical runs lie, and the rest of
+ * the mask, with what crosses the line (a Hough transform). A length of 0 if there is none.
+ */
+function dropLine(mask) {
+  const { width, height, data } = mask;
+  const none = { length: 0, width: 1 };
+  const runs = findRuns(transpose(mask)).map(({ row, start, end }) => ({ column: row, start, end, tall: end - start }));
+  const isThin = ({ tall }) => tall <= Math.max(3, Math.floor(Math.max(width, height) / 12));
+  const [most, third] = [Math.floor(width / 6), Math.floor(width / 3)];
+  let best = { votes: 0 };
+  for (let rise = -2 * most; rise <= 2 * most; rise += 2) {
+    const votes = new Uint16Array(height + 2 * third + 4);
+    for (const run of runs)
+      if (isThin(run))
+        votes[
+          Math.floor(((run.start + run.end - 1) * width - 2 * rise * run.column) / (2 * width)) + third + 1
+        ] += 1;
+    for (let row = 0; row + 1 < votes.length; row++)
+      if (votes[row] + votes[row + 1] > best.votes) best = { votes: votes[row] + votes[row + 1], row: row - third, rise };
+  }
+  const rowOf = (column) => best.row + Math.floor((best.rise * column) / width);
+  const off = ({ column, start, end }) => Math.abs(start + end - 1 - 2 * rowOf(column));
+  const onLine = runs.filter((run) => isThin(run) && off(run) <= 3);
+  if (!onLine.length) return none;
+  let [first, last] = [0, 0];
+  for (let x = 0, start = 0; x < width; x++) {
+    const row = rowOf(x);
+    const near = [-1, 0, 1].map((step) => clamp(row + step, 0, height - 1));
+    const isOn = row >= 0 && row < height && near.some((y) => data[y * width + x]);
+    if (!isOn) start = x + 1;
+    else if (x + 1 - start > last - first) [first, last] = [start, x + 1];
+  }
+  const lineWidth = percentile(onLine.map(({ tall }) => tall), 50);
+  const isGone = (run) =>
+    2 * run.tall <= 3 * lineWidth + 2 && off(run) <= lineWidth + 3 && first <= run.column && run.column < last;
+  const gone = runs.filter(isGone);
+  // Most of it is in strokes, or it is all that there is.
+  const isNone = 4 * new Set(gone.map(({ column }) => column)).size < last - first || gone.length === runs.length;
+  if (last === first || isNone) return none;
+  const rest = { width, height, data: data.slice() };
+  for (const { column, start, end } of gone) for (let y = start; y < end; y++) rest.data[y * width + column] = 0;
+  return { length: last - first, width: lineWidth, rest };
+}
+
+/** The components whose bounding box has at least 0.15 of the longest side of any. */
+function dropSmall(mask) {
   const boxes = new Map();
-  for (const { root, row, start, end } of findRuns(mask)) {
+  const runs = findRuns(mask);
+  for (const { root, row, start, end } of runs) {
     const box = boxes.get(root) ?? { top: row, left: start, right: end };
     boxes.set(root, { ...box, bottom: row + 1, left: Math.min(box.left, start), right: Math.max(box.right, end) });
   }
-  return Math.max(0, ...[...boxes.values()].map((box) => Math.max(box.bottom - box.top, box.right - box.left)));
+  const side = ({ top, bottom, left, right }) => Math.max(bottom - top, right - left);
+  const longest = Math.max(...[...boxes.values()].map(side));
+  const data = new Uint8Array(mask.data.length);
+  for (const { root, row, start, end } of runs)
+    if (20 * side(boxes.get(root)) >= 3 * longest) data.fill(1, row * mask.width + start, row * mask.width + end);
+  return { width: mask.width, height: mask.height, data };
 }
 
 /** The mask in gray, scaled into the box, with its center of mass at the center of the frame. */
