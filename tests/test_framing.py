@@ -307,6 +307,17 @@ def test_photographs_may_be_cropped_to_thick_strokes(digits, pen, margin, paper,
     assert found >= 8 and found_whole >= 8
 
 
+@pytest.mark.parametrize("paper, ink", [(235.0, 60.0), (60.0, 235.0)])
+def test_the_holes_of_thick_strokes_are_no_digits(sample, paper, ink):
+    test, found = sample["test"], 0
+    for digit in test.images[(test.labels == 6) | (test.labels == 8) | (test.labels == 9)][:20].numpy():
+        mask = thick_mask(digit, 13)
+        light = np.linspace(1, 0.8, mask.shape[1]) + np.linspace(0, -0.1, len(mask))[:, None]
+        framed = frame_digit(np.uint8(np.round(np.where(mask, ink, paper) * light)))
+        found += framed.is_dark_on_light == (ink < paper) and extent(framed.digit) > 0.8 * max(mask.shape)
+    assert found >= 14
+
+
 def test_thin_strokes_around_a_blot_are_no_lines():
     """A 4 with a blot where its strokes cross."""
     image = PIL.Image.new("L", (240, 240), 235)

@@ -16,6 +16,7 @@ from .morphology_vit_mnist import (
     bounds,
     center_of_mass,
     crop,
+    darkness_around,
     drop_lines,
     enclose,
     fill_spans,
@@ -50,6 +51,7 @@ THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 2.5  # how much more plausible a digit is without lines that touch it
 FILLING = 8  # what a digit that fills the image gains, times its part of the image beyond a quarter
+HOLE = 2.6  # how much less it may be preferred than something small in it, as the hole of a digit is
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -109,11 +111,11 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     candidates = [*candidates, *leave_out_lines(candidates)]
     if not candidates:
         return Framing(blank, "the image is blank")
-    score, dark, ink, digit = best = max(candidates, key=preference)
+    score, dark, ink, digit = best = choose(candidates)
     on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
     if on_sheet:
         candidates = [*on_sheet, *leave_out_lines(on_sheet)]
-        score, dark, ink, digit = best = max(candidates, key=preference)
+        score, dark, ink, digit = best = choose(candidates)
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
     if crop_again and factor > 1.5 and length < WORKING_SIDE / 4:
@@ -197,6 +199,17 @@ def preference(candidate: Candidate) -> float:
     return score + FILLING * max(float(digit.mean()) - 0.25, 0) if fills_image(digit) else score
 
 
+def choose(candidates: list[Candidate]) -> Candidate:
+    """The preferred one, or what fills the image and may have it as a hole."""
+    best = max(candidates, key=preference)
+    _, dark, _, digit = best
+    if 10 * max(crop(digit).shape) >= 3 * max(digit.shape):
+        return best
+    others = [other for other in candidates if other[1] != dark and fills_image(other[3])]
+    around = max(others, key=preference, default=best)
+    return around if preference(around) > max(preference(best) - HOLE, 0) else best
+
+
 def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
     """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them."""
     of_each = ([candidate for candidate in candidates if candidate[1] == dark] for dark in (True, False))
@@ -240,25 +253,6 @@ def plausibility(
         border += 2.25 * (1 - digit[box].size / digit.size)
     score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
     return float(score - 10 * dark - speck - border + 3.2)
-
-
-def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> float:
-    """The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its
-    bounding box has its own levels of both, since the edge of a shadow may cross it."""
-    top, bottom, left, right = bounds(digit)
-    margin = max(bottom - top, right - left) // 2
-    first_row, first_column = max(0, top - margin), max(0, left - margin)
-    wide = slice(first_row, bottom + margin), slice(first_column, right + margin)
-    gray, paper, digit = gray[wide], paper[wide], digit[wide]
-    down = 3 * (np.arange(gray.shape[0]) + first_row - top) // (bottom - top)
-    across = 3 * (np.arange(gray.shape[1]) + first_column - left) // (right - left)
-    ninth = 3 * down.clip(0, 2)[:, None] + across.clip(0, 2)  # those at the rim reach up to the margin
-    middle = (gray[digit].astype(np.int64) + paper[digit]) / 2
-    area = np.bincount(ninth[digit], minlength=9)
-    level = np.bincount(ninth[digit], middle, minlength=9) / np.maximum(area, 1)
-    level[area == 0] = middle.mean()
-    half = middle.size / 2  # of the digit itself, about half is counted
-    return (np.count_nonzero(gray < level[ninth]) - half) / (gray.size - half)
 
 
 def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:

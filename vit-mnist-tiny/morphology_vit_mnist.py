@@ -188,6 +188,25 @@ def squared_distances(mask: np.ndarray, limit: int) -> np.ndarray:
     return squared
 
 
+def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> float:
+    """The fraction of the pixels around a mask that are closer to its ink than to its paper. Each ninth of its
+    bounding box has its own levels of both, since the edge of a shadow may cross it."""
+    top, bottom, left, right = bounds(digit)
+    margin = max(bottom - top, right - left) // 2
+    first_row, first_column = max(0, top - margin), max(0, left - margin)
+    wide = slice(first_row, bottom + margin), slice(first_column, right + margin)
+    gray, paper, digit = gray[wide], paper[wide], digit[wide]
+    down = 3 * (np.arange(gray.shape[0]) + first_row - top) // (bottom - top)
+    across = 3 * (np.arange(gray.shape[1]) + first_column - left) // (right - left)
+    ninth = 3 * down.clip(0, 2)[:, None] + across.clip(0, 2)  # those at the rim reach up to the margin
+    middle = (gray[digit].astype(np.int64) + paper[digit]) / 2
+    area = np.bincount(ninth[digit], minlength=9)
+    level = np.bincount(ninth[digit], middle, minlength=9) / np.maximum(area, 1)
+    level[area == 0] = middle.mean()
+    half = middle.size / 2  # of the digit itself, about half is counted
+    return (np.count_nonzero(gray < level[ninth]) - half) / (gray.size - half)
+
+
 def drop_lines(mask: np.ndarray) -> np.ndarray:
     """The mask without the straight lines of a form, which are taken away one by one: all are thinner than the strokes
     that they leave, and one is almost as long as these. The same mask if it has none."""

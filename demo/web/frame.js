@@ -19,6 +19,7 @@ const THICKENED = 1.5; // how much more plausible a digit of thickened lines mus
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 2.5; // how much more plausible a digit is without lines that touch it
 const FILLING = 8; // what a digit that fills the image gains, times its part of the image beyond a quarter
+const HOLE = 2.6; // how much less it may be preferred than something small in it, as the hole of a digit is
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -127,11 +128,11 @@ export function frameDigit(original, cropAgain = true) {
   if (Math.max(working.width, working.height) >= 64) candidates.push(...searchAgain(working, candidates));
   candidates = [...candidates, ...leaveOutLines(candidates)];
   if (!candidates.length) return { ...found, problem: "the image is blank" };
-  let best = preferred(candidates);
+  let best = choose(candidates);
   const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
   if (onSheet.length) {
     candidates = [...onSheet, ...leaveOutLines(onSheet)];
-    best = preferred(candidates);
+    best = choose(candidates);
   }
   const { ink, digit } = best;
   const [top, bottom, left, right] = bounds(digit);
@@ -378,6 +379,16 @@ function preference({ score, digit }) {
 
 const preferred = (candidates) =>
   candidates.reduce((one, other) => (preference(other) > preference(one) ? other : one));
+
+/** The preferred one, or what fills the image and may have it as a hole. */
+function choose(candidates) {
+  const best = preferred(candidates);
+  const { width, height } = crop(best.digit);
+  if (10 * Math.max(width, height) >= 3 * Math.max(best.ink.width, best.ink.height)) return best;
+  const others = candidates.filter(({ isDark, digit }) => isDark !== best.isDark && fillsImage(digit));
+  const around = others.length ? preferred(others) : best;
+  return preference(around) > Math.max(preference(best) - HOLE, 0) ? around : best;
+}
 
 /** Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. */
 function leaveOutLines(candidates) {
