@@ -51,7 +51,7 @@ THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 2.5  # how much more plausible a digit is without lines that touch it
 FILLING = 8  # what a digit that fills the image gains, times its part of the image beyond a quarter
-HOLE = 2.6  # how much less it may be preferred than something small in it, as the hole of a digit is
+HOLE = 2.6  # how much less than a hole in it a digit that fills the image may be preferred
 SHEET = 2.4  # how much less plausible than its sheet a digit may be
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
@@ -200,7 +200,7 @@ def preference(candidate: Candidate) -> float:
 
 
 def choose(candidates: list[Candidate]) -> Candidate:
-    """The preferred one, or what fills the image and may have it as a hole."""
+    """The preferred one. If it is small, it may be a hole in a digit that fills the image: then that digit."""
     best = max(candidates, key=preference)
     _, dark, _, digit = best
     if 10 * max(crop(digit).shape) >= 3 * max(digit.shape):

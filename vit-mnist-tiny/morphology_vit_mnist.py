@@ -208,11 +208,12 @@ def darkness_around(gray: np.ndarray, paper: np.ndarray, digit: np.ndarray) -> f
 
 
 def drop_lines(mask: np.ndarray) -> np.ndarray:
-    """The mask without the straight lines of a form, which are taken away one by one: all are thinner than the strokes
-    that they leave, and one is almost as long as these. The same mask if it has none."""
+    """The mask without the straight lines of a form: the same mask if it has none. Lines are taken away one by one.
+    They are lines of a form if all are at most about half as wide as the strokes of the rest, and one is long enough
+    for its width."""
     top, bottom, left, right = bounds(mask)
     rest, found, lines = mask[top:bottom, left:right], mask, []
-    for _ in range(40):  # more than one, as of squared paper
+    for _ in range(40):  # squared paper has many
         line, turned = drop_line(rest), drop_line(rest.T)
         is_turned = turned[0] * line[1] > line[0] * turned[1]  # the more slender one
         length, width, rest = turned if is_turned else line
@@ -222,7 +223,7 @@ def drop_lines(mask: np.ndarray) -> np.ndarray:
         lines.append((length, width))
         large = drop_small(rest)
         side, stroke = max(crop(large).shape), stroke_width(large)
-        # A line that is thin in parts of the strokes may be short: the digit has none of its own that is.
+        # The wider a line, the longer it must be: a digit has straight strokes of its own.
         is_long = any(length * stroke > 2 * side * width and 5 * length > 3 * side for length, width in lines)
         is_thin = all(20 * width < 11 * stroke and 10 * length > 3 * side for length, width in lines)
         if is_long and is_thin and 10 * stroke < 3 * side:  # wider, it is a blot where thin strokes cross

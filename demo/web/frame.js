@@ -19,7 +19,7 @@ const THICKENED = 1.5; // how much more plausible a digit of thickened lines mus
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 2.5; // how much more plausible a digit is without lines that touch it
 const FILLING = 8; // what a digit that fills the image gains, times its part of the image beyond a quarter
-const HOLE = 2.6; // how much less it may be preferred than something small in it, as the hole of a digit is
+const HOLE = 2.6; // how much less than a hole in it a digit that fills the image may be preferred
 const SHEET = 2.4; // how much less plausible than its sheet a digit may be
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
@@ -380,7 +380,7 @@ function preference({ score, digit }) {
 const preferred = (candidates) =>
   candidates.reduce((one, other) => (preference(other) > preference(one) ? other : one));
 
-/** The preferred one, or what fills the image and may have it as a hole. */
+/** The preferred one. If it is small, it may be a hole in a digit that fills the image: then that digit. */
 function choose(candidates) {
   const best = preferred(candidates);
   const { width, height } = crop(best.digit);
@@ -767,13 +767,14 @@ function squaredDistances({ width, height, data }, limit) {
 }
 
 /**
- * The mask without the straight lines of a form, which are taken away one by one: all are thinner than the strokes that
- * they leave, and one is almost as long as these. The same mask if it has none.
+ * The mask without the straight lines of a form: the same mask if it has none. Lines are taken away one by one. They are
+ * lines of a form if all are at most about half as wide as the strokes of the rest, and one is long enough for its width.
  */
 function dropLines(mask) {
   const [top, bottom, left, right] = bounds(mask);
   let [rest, found] = [cut(mask, top, bottom, left, right), mask];
   const lines = [];
+  // Squared paper has many.
   for (let i = 0; i < 40; i++) {
     const [line, turned] = [dropLine(rest), dropLine(transpose(rest))];
     const isTurned = turned.length * line.width > line.length * turned.width; // the more slender one
@@ -783,7 +784,7 @@ function dropLines(mask) {
     const large = dropSmall(rest);
     const { width, height } = crop(large);
     const [side, stroke] = [Math.max(width, height), strokeWidth(large)];
-    // A line that is thin in parts of the strokes may be short: the digit has none of its own that is.
+    // The wider a line, the longer it must be: a digit has straight strokes of its own.
     const isLong = lines.some(
       ({ length, width }) => length * stroke > 2 * side * width && 5 * length > 3 * side,
     );
