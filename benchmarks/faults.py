@@ -271,10 +271,9 @@ class Faults:
             time.sleep(self.draw.uniform(0, self.seconds / 4))
             os.kill(process, number)
             code, said = wait(process), log_of(folder).read_text()
-            if code == 0:
-                return  # it had ended before
-            check(code == 128 + number, f"exit {code}: {said.splitlines()[-1:]}")
-            check(f"Stopped by {number.name}" in said and "Run the same command again" in said, "no word of it")
+            if "Saved to" not in said:  # else it had ended before
+                check(code == 128 + number, f"exit {code}: {said.splitlines()[-1:]}")
+                check(f"Stopped by {number.name}" in said and "Run the same command again" in said, "no word of it")
             finish(folder, self.whole)
 
         self.count(f"{number.name} while training", 1, run)
