@@ -1,8 +1,11 @@
-"""Images made by code: that they are framed as MNIST's, show what their label says, and train as they should."""
+"""Images added to the training images: that they are framed as MNIST's, show what their label says, and train as they
+should."""
 
 import json
+import re
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,11 +16,14 @@ from modeling_vit_mnist.data import drawings
 from modeling_vit_mnist.data.augmentation import NO_DIGIT, AugmentationArguments, AugmentedDataset
 from modeling_vit_mnist.data.drawings import (
     DIGITS,
+    FONTS,
     OTHERS,
     add_drawings,
     check_drawable,
     draw_digit,
+    draw_glyph,
     draw_outlier,
+    load_glyphs,
     photograph,
 )
 from modeling_vit_mnist.deskewing_vit_mnist import deskew
@@ -26,7 +32,7 @@ from modeling_vit_mnist.training.train import train
 
 from .conftest import ROOT, arguments, weights
 
-ARGUMENTS = AugmentationArguments(num_photographs=30, num_drawn_digits=20, num_outliers=40)
+ARGUMENTS = AugmentationArguments(num_photographs=30, num_drawn_digits=20, num_font_digits=25, num_outliers=40)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +52,11 @@ def accuracy(small, images, labels) -> float:
 
 
 def test_the_images_of_the_dataset_come_first_unchanged(sample, drawn):
-    assert len(drawn) == 590
+    assert len(drawn) == 615
     assert torch.equal(drawn.images[:500], sample["train"].images[:500])
     assert torch.equal(drawn.labels[:500], sample["train"].labels[:500])
     assert drawn.labels[530:550].tolist() == [*range(10)] * 2
-    assert (drawn.labels[550:] == NO_DIGIT).all() and (drawn.labels[:550] != NO_DIGIT).all()
+    assert (drawn.labels[575:] == NO_DIGIT).all() and (drawn.labels[:575] != NO_DIGIT).all()
 
 
 def test_drawings_depend_on_the_seed_alone(sample, drawn):
@@ -62,7 +68,7 @@ def test_drawings_depend_on_the_seed_alone(sample, drawn):
 def test_drawings_have_mnists_frame(drawn):
     images = drawn.images[500:].numpy()
     blank = ~images.any((1, 2))
-    assert not blank[:50].any() and blank.sum() < 5  # a few of the outliers
+    assert not blank[:75].any() and blank.sum() < 5  # a few of the outliers
     for image in images[~blank]:
         rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
         assert image.max() >= 254
@@ -73,6 +79,41 @@ def test_drawings_have_mnists_frame(drawn):
 def test_each_drawn_digit_is_read_as_the_digit_it_is(small, digit):
     generator = np.random.default_rng(0)
     assert accuracy(small, [draw_digit(digit, generator) for _ in range(40)], int(digit)) > 0.6
+
+
+def test_digits_of_fonts_are_read_as_the_digits_they_are(small, drawn):
+    images, labels = drawn.images[550:575].numpy(), drawn.labels[550:575].numpy()
+    assert len(set(labels)) > 5 and accuracy(small, images, labels) > 0.9
+
+
+def test_the_digits_of_a_font_have_the_labels_of_the_datasets_classes():
+    glyphs = datasets.load_dataset(str(FONTS), split="train")
+    threes = [np.asarray(image) for image, label in zip(glyphs["image"], glyphs["label"], strict=True) if label == 3]
+    chosen = load_glyphs(["7", "3"])
+    assert len(chosen) == 2 * len(threes)
+    found = [np.asarray(image) > 0 for image, label in chosen if label == 1]
+    assert np.array_equal(found, threes)
+
+
+def test_each_draw_of_a_font_digit_is_another_shape():
+    generator = np.random.default_rng(0)
+    glyph, _ = load_glyphs(["5"])[0]
+    images = {draw_glyph(glyph, generator).tobytes() for _ in range(20)}
+    assert len(images) == 20
+
+
+def test_the_fonts_are_those_that_their_card_lists_and_no_font_is_in_both_splits():
+    listed = re.findall(
+        r"^\| ([\w-]+) \| (train|test) \| (OFL-1.1|Apache-2.0) \| \S", (FONTS / "README.md").read_text(), re.M
+    )
+    splits = datasets.load_dataset(str(FONTS))
+    for split in ("train", "test"):
+        fonts, labels = splits[split]["font"][:], splits[split]["label"][:]
+        assert [name for name, its, _ in listed if its == split] == fonts[::10] and labels == [*range(10)] * len(
+            fonts[::10]
+        )
+    assert not set(splits["train"]["font"]) & set(splits["test"]["font"])
+    assert len({name for name, *_ in listed}) == len(listed) == 223
 
 
 def test_photographs_keep_their_digit(small, sample):
@@ -120,13 +161,13 @@ def test_outliers_change_their_class_in_every_epoch_and_others_never(drawn):
     labels = []
     for epoch in range(50):
         augmented.set_epoch(epoch)
-        labels.append(augmented.__getitems__(range(590))["labels"])
+        labels.append(augmented.__getitems__(range(615))["labels"])
     stacked = torch.stack(labels)
-    assert (stacked[:, :550] == drawn.labels[:550]).all()
-    counts = torch.bincount(stacked[:, 550:].flatten(), minlength=10)
+    assert (stacked[:, :575] == drawn.labels[:575]).all()
+    counts = torch.bincount(stacked[:, 575:].flatten(), minlength=10)
     assert len(counts) == 10 and (counts > 150).all() and (counts < 250).all()  # 200 each of 2,000
     augmented.set_epoch(0)
-    assert torch.equal(augmented.__getitems__([560, 589])["labels"], labels[0][[560, 589]])
+    assert torch.equal(augmented.__getitems__([580, 614])["labels"], labels[0][[580, 614]])
 
 
 @pytest.mark.parametrize(
@@ -147,12 +188,13 @@ def test_a_stream_is_refused(tmp_path):
 def test_a_run_with_drawings_records_them_and_ends_with_other_weights(tmp_path, capsys):
     quick = ["--num_train_epochs=1"]
     train(*arguments(tmp_path / "plain", *quick))
-    results = train(*arguments(tmp_path / "drawn", *quick, "--num_outliers=60", "--num_drawn_digits=40"))
+    results = train(*arguments(tmp_path / "drawn", *quick, "--num_outliers=60", "--num_font_digits=40"))
     assert results["train_samples"] == 500
-    assert "40 drawn digits and 60 outliers" in capsys.readouterr().out
+    assert "0 drawn digits, 40 digits of fonts and 60 outliers" in capsys.readouterr().out
     run = json.loads((tmp_path / "drawn" / "run.json").read_text())
     assert run["augmentation"]["num_outliers"] == 60 and run["data"]["train"] == 400
-    assert "60 are drawings of no digit" in " ".join((tmp_path / "drawn" / "README.md").read_text().split())
+    card = " ".join((tmp_path / "drawn" / "README.md").read_text().split())
+    assert "60 are drawings of no digit" in card and "40 are digits of 154 handwriting fonts" in card
     plain, with_drawings = weights(tmp_path / "plain"), weights(tmp_path / "drawn")
     assert any(not torch.equal(plain[name], with_drawings[name]) for name in plain)
 

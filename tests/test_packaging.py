@@ -11,7 +11,14 @@ import pytest
 from .conftest import ROOT
 
 COMMANDS = [
-    ["train", "--num_train_epochs=1", "--max_train_samples=400", "--output_dir=run", "--use_cpu=True"],
+    [
+        "train",
+        "--num_train_epochs=1",
+        "--max_train_samples=400",
+        "--output_dir=run",
+        "--use_cpu=True",
+        "--num_font_digits=20",
+    ],
     ["predict", "--num_samples=8", "--output=predictions.csv"],
     ["visualize", "model", "--model=run"],
     ["export", "--format=vit", "--model=run", "--output=exported"],
@@ -65,7 +72,8 @@ def test_the_source_distribution_is_complete(tmp_path, monkeypatch):
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {
         "LICENSE", "model_card.md", "run_train.py", "tests/conftest.py", "configs/tiny.yaml", "demo/web/index.html",
-        "benchmarks/training.py", "data/mnist-5k/LICENSE", "vit-mnist-tiny/model.safetensors",
+        "benchmarks/training.py", "data/mnist-5k/LICENSE", "data/font-digits/README.md",
+        "vit-mnist-tiny/model.safetensors",
     }  # fmt: skip
     assert expected <= names
     assert not [name for name in names if name.split("/")[0] == "outputs" or "cache" in name]

@@ -33,6 +33,7 @@ class AugmentationArguments:
     augment_until: float = arg(1.0, "Stop augmenting after this fraction of the epochs.")
     num_photographs: int = arg(0, "Add N training images, rotated, blurred, noisy or pale, and framed again.")
     num_drawn_digits: int = arg(0, "Add N digits drawn by code in shapes that MNIST lacks, such as a crossed 7.")
+    num_font_digits: int = arg(0, "Add N digits of the bundled handwriting fonts, each in another shape.")
     num_outliers: int = arg(0, "Add N drawings of no digit, each with another random class in every epoch.")
 
     def __post_init__(self):
@@ -50,9 +51,9 @@ class AugmentationArguments:
         return any(value for name, value in vars(self).items() if name != "augment_until")
 
     @property
-    def draws(self) -> bool:
-        """Whether images are added to those of the dataset."""
-        return bool(self.num_photographs or self.num_drawn_digits or self.num_outliers)
+    def num_added(self) -> int:
+        """Images that are added to those of the dataset."""
+        return self.num_photographs + self.num_drawn_digits + self.num_font_digits + self.num_outliers
 
 
 def warp_images(

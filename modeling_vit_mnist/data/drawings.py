@@ -1,4 +1,5 @@
-"""Training images that MNIST lacks: digits as other people write them, photographs, and drawings of no digit.
+"""Training images that MNIST lacks: digits as other people write them, drawn by code and of handwriting fonts,
+photographs, and drawings of no digit.
 
 All are framed as a user's pictures are. Drawings of no digit have the label [`NO_DIGIT`]: each gets another random
 class in every epoch, so that the network learns to be unsure of them (outlier exposure; Hendrycks, Mazeika and
@@ -15,16 +16,19 @@ import PIL.ImageFilter
 import torch
 from tqdm.auto import tqdm
 
+from ..cli.assets import asset
 from ..cli.errors import UsageError
 from ..deskewing_vit_mnist import deskew
 from ..framing_vit_mnist import frame_digit
 from ..morphology_vit_mnist import crop, place
 from .augmentation import NO_DIGIT, AugmentationArguments
+from .folders import load_from_folder
 from .images import ImageDataset
 from .streaming import ImageStream
 
 CANVAS = 96  # pixels
-DRAWN = ("--num_photographs", "--num_drawn_digits", "--num_outliers")
+DRAWN = ("--num_photographs", "--num_drawn_digits", "--num_font_digits", "--num_outliers")
+FONTS = asset("data/font-digits")
 
 # Strokes of the pen, each from point to point. A point is a column and a row from 0 to 8. Strokes that begin with "-"
 # have corners, others are curves.
@@ -73,17 +77,20 @@ def add_drawings(train: ImageDataset, args: AugmentationArguments, seed: int) ->
     generator = np.random.default_rng((seed, 1))
     chosen = generator.integers(len(images), size=args.num_photographs)
     classes = np.arange(args.num_drawn_digits) % len(train.names)
+    glyphs = load_glyphs(train.names) if args.num_font_digits else []
+    font_digits = [glyphs[index] for index in generator.integers(max(len(glyphs), 1), size=args.num_font_digits)]
     parts = [
         (photograph(images[index], generator) for index in chosen),
         (draw_digit(train.names[label], generator) for label in classes),
+        (draw_glyph(glyph, generator) for glyph, _ in font_digits),
         (draw_outlier(images, generator) for _ in range(args.num_outliers)),
     ]
-    total = args.num_photographs + args.num_drawn_digits + args.num_outliers
-    drawn = np.stack([*tqdm(chain(*parts), "Draw", total, leave=False, unit=" images", disable=None)])
+    drawn = np.stack([*tqdm(chain(*parts), "Draw", args.num_added, leave=False, unit=" images", disable=None)])
     if train.processor.do_deskew:
         drawn = np.stack([deskew(image) for image in drawn])
+    known = np.array([*classes, *(label for _, label in font_digits)], np.int64)
     outliers = torch.full((args.num_outliers,), NO_DIGIT)
-    labels = torch.cat([train.labels, train.labels[chosen], torch.from_numpy(classes), outliers])
+    labels = torch.cat([train.labels, train.labels[chosen], torch.from_numpy(known), outliers])
     return replace(train, images=torch.cat([train.images, torch.from_numpy(drawn)]), labels=labels)
 
 
@@ -106,6 +113,37 @@ def photograph(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def draw_digit(digit: str, generator: np.random.Generator) -> np.ndarray:
     return _frame(lambda: draw_strokes(generator.choice(DIGITS[digit]), generator))
+
+
+def load_glyphs(names: list[str]) -> list[tuple[PIL.Image.Image, int]]:
+    """The digits of the training fonts, white on black, each with the index of its name."""
+    glyphs = load_from_folder(FONTS, streaming=False)["train"]
+    digits = glyphs.features["label"].int2str(glyphs["label"])
+    return [
+        (image.convert("L"), names.index(digit))
+        for image, digit in zip(glyphs["image"], digits, strict=True)
+        if digit in names
+    ]
+
+
+def draw_glyph(glyph: PIL.Image.Image, generator: np.random.Generator) -> np.ndarray:
+    """A digit of a font, slanted, rotated and stretched at random, with a thicker pen."""
+
+    def draw() -> np.ndarray:
+        turn, stretch = np.deg2rad(generator.normal(0, 8)), generator.uniform(0.8, 1.3)
+        shape = np.array(
+            [[1.25 * stretch, generator.uniform(-0.3, 0.3)], [generator.uniform(-0.1, 0.1), 1.25 / stretch]]
+        )
+        matrix = shape @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        middle = CANVAS / 2
+        offset = middle - matrix @ [middle, middle]
+        large = glyph.resize((CANVAS, CANVAS), PIL.Image.Resampling.BICUBIC)
+        map_back = (*matrix[0], offset[0], *matrix[1], offset[1])
+        large = large.transform(large.size, PIL.Image.Transform.AFFINE, map_back, PIL.Image.Resampling.BILINEAR)
+        pen = int(generator.choice([3, 3, 5]))
+        return np.asarray(large.filter(PIL.ImageFilter.MaxFilter(pen)))
+
+    return _frame(draw)
 
 
 def draw_outlier(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:

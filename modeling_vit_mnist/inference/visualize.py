@@ -148,7 +148,6 @@ def view_warps(subject: Subject) -> None:
     try:
         settings = {name: value for name, value in run.get("augmentation", {}).items() if name in known}
         augmentation, seed = AugmentationArguments(**settings), int(run["training"]["seed"])
-        added = augmentation.num_photographs + augmentation.num_drawn_digits + augmentation.num_outliers
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{args.model} holds no record of its training: cannot read run.json.") from error
     limits = {
@@ -161,7 +160,7 @@ def view_warps(subject: Subject) -> None:
         raise UsageError(f"{args.model} was trained without augmentation: choose another --model.")
     train = load_images(subject.data_args, subject.processor, ["train"])["train"]
     images, chosen = subject.select(train).images, torch.tensor(args.index)
-    total = len(train) + min(added, MAX_ADDED)  # the draws depend on how many images there are
+    total = len(train) + min(augmentation.num_added, MAX_ADDED)  # the draws depend on how many images there are
     drawn = [draw_warps(augmentation, total, (seed, epoch)) for epoch in range(WARPED_EPOCHS)]
     warped = [warp_images(images, **{name: draws[chosen] for name, draws in warps.items()}) for warps in drawn]
     caption = (

@@ -45,9 +45,7 @@ class ModelArguments:
         help="Frame the digit in each image as in MNIST; no for images that are no digits. Default: as the "
         "checkpoint does, else yes for MNIST."
     )
-    do_deskew: bool | None = arg(
-        help="Bring each digit upright and to one size by its moments. Default: as the checkpoint does, else no."
-    )
+    do_deskew: bool | None = arg(help="Bring digits upright and to one size. Default: the checkpoint's, else no.")
     patch_size: int | None = arg(help="Height and width of a patch.")
     qkv_bias: bool | None = arg(help="Whether queries, keys and values have a bias.")
     initializer: str | None = arg(help="xavier_uniform or trunc_normal.")

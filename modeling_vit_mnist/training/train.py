@@ -87,7 +87,7 @@ def _train(
     with args.main_process_first(desc="dataset"):
         datasets: dict[str, Any] = load_data(model_args, data_args, args)
     count_epochs(args, len(datasets["train"]))  # raises if an epoch has no batch
-    if augmentation.draws:
+    if augmentation.num_added:
         check_drawable(datasets["train"])
     if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
         raise UsageError(
@@ -118,15 +118,16 @@ def _train(
             print_results(results, args.metric_for_best_model)
             push_finished(args)
         return results
-    if augmentation.draws:
+    if augmentation.num_added:
         datasets["train"] = add_drawings(datasets["train"], augmentation, args.seed)
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
         print(f"Data: {sizes} images of {datasets['train'].source}")
-        if augmentation.draws:
+        if augmentation.num_added:
             print(
                 f"Added to the train images: {augmentation.num_photographs:,} photographs, "
-                f"{augmentation.num_drawn_digits:,} drawn digits and {augmentation.num_outliers:,} outliers"
+                f"{augmentation.num_drawn_digits:,} drawn digits, {augmentation.num_font_digits:,} digits of fonts "
+                f"and {augmentation.num_outliers:,} outliers"
             )
         print(f"Total parameters: {model.num_parameters():,}")
         if checkpoint is not None:
