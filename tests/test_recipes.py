@@ -45,7 +45,10 @@ SMALL = {
     "warmup_steps": 0.1, "num_train_epochs": 100, "per_device_train_batch_size": 128, "bf16": True,
     "metric_for_best_model": "loss", "greater_is_better": False, "eval_strategy": "epoch",
 }  # fmt: skip
-DRAWN = {"do_deskew": True, "num_photographs": 20_000, "num_drawn_digits": 7_000, "num_outliers": 10_000}
+DRAWN = {
+    "do_deskew": True, "num_photographs": 20_000, "num_drawn_digits": 7_000, "num_font_digits": 12_000,
+    "num_outliers": 10_000,
+}  # fmt: skip
 RECIPES = {
     "tiny": NATURAL | TINY_WARPS | {"num_train_epochs": 80, "do_deskew": None},
     "best": NATURAL | TINY_WARPS | {"num_train_epochs": 200, "do_deskew": True},
