@@ -57,7 +57,7 @@ def test_the_commands_of_the_wheel_run_in_an_empty_folder(tmp_path):
     modules = done.stdout.splitlines()[-1].removeprefix("modules: ").split()
     assert len(modules) > 20 and all(module.startswith(f"{package}{os.sep}") for module in modules)
     assert str(ROOT) not in done.stdout + done.stderr
-    assert "bundled sample" in done.stderr and "400 train" in done.stdout and "1,850" in done.stdout
+    assert "bundled sample" in done.stderr and "420 train" in done.stdout and "1,850" in done.stdout
     assert {path.name for path in empty.iterdir()} == {"run", "predictions.csv", "exported", "space"}
     assert {"model.safetensors", "README.md", "all_results.json"} <= {path.name for path in (empty / "run").iterdir()}
     assert len((empty / "predictions.csv").read_text().splitlines()) == 1 + 8
