@@ -131,9 +131,8 @@ def draw_glyph(glyph: PIL.Image.Image, generator: np.random.Generator) -> np.nda
 
     def draw() -> np.ndarray:
         turn, stretch = np.deg2rad(generator.normal(0, 8)), generator.uniform(0.8, 1.3)
-        shape = np.array(
-            [[1.25 * stretch, generator.uniform(-0.3, 0.3)], [generator.uniform(-0.1, 0.1), 1.25 / stretch]]
-        )
+        lean, rise = generator.uniform(-0.3, 0.3), generator.uniform(-0.1, 0.1)
+        shape = np.array([[1.25 * stretch, lean], [rise, 1.25 / stretch]])  # from the picture to the glyph
         matrix = shape @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         middle = CANVAS / 2
         offset = middle - matrix @ [middle, middle]
