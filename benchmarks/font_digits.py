@@ -1,12 +1,14 @@
-"""Draw the digits of the fonts that `data/font-digits/README.md` lists, and save them as the dataset beside it.
+"""
+Draw the digits of the fonts that `data/font-digits/README.md` lists, as the dataset of 64x64 images there.
 
     python benchmarks/font_digits.py FOLDER
 
 FOLDER holds a file of each font, named after it: `caveat.woff`, for example, is the regular Latin file of the npm
-package `@fontsource/caveat`."""
+package `@fontsource/caveat`.
+"""
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,13 +16,15 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from modeling_vit_mnist.cli.errors import UsageError, run_script
+
 DATA = Path(__file__).resolve().parents[1] / "data" / "font-digits"
 SIDE, MARGIN = 64, 6  # pixels
 DIGITS = "0123456789"
 
 
 def draw(digit: str, font: PIL.ImageFont.FreeTypeFont) -> PIL.Image.Image:
-    """The digit in white on black, scaled to fill the image, of two levels."""
+    """The digit in white on black, of two levels, scaled until it meets the margin."""
     left, top, right, bottom = font.getbbox(digit)
     large = PIL.Image.new("L", (round(right - left) + 2, round(bottom - top) + 2))
     PIL.ImageDraw.Draw(large).text((1 - left, 1 - top), digit, fill=255, font=font)
@@ -32,22 +36,39 @@ def draw(digit: str, font: PIL.ImageFont.FreeTypeFont) -> PIL.Image.Image:
     return image.point(lambda level: 255 * (level > 127)).convert("1")
 
 
+def open_font(folder: Path, name: str) -> PIL.ImageFont.FreeTypeFont:
+    file = next(folder.glob(f"{name}.*"), None)
+    if file is None:
+        raise UsageError(f"{folder} holds no file of the font {name}, such as {name}.woff.")
+    try:
+        return PIL.ImageFont.truetype(str(file), 400)
+    except OSError as error:
+        raise UsageError(f"Cannot read the font {file}: {error}.") from error
+
+
 def main() -> None:
-    fonts = re.findall(r"^\| ([\w-]+) \| (train|test) \|", (DATA / "README.md").read_text(), flags=re.MULTILINE)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1], allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="Folder of the font files.")
+    parser.add_argument("--output_dir", type=Path, default=DATA / "data", help="Folder of the dataset.")
+    args = parser.parse_args()
+    listed = re.findall(
+        r"^\| ([\w-]+) \| (train|test) \|", (DATA / "README.md").read_text("utf-8"), flags=re.MULTILINE
+    )
+    fonts = [(split, name, open_font(args.folder, name)) for name, split in listed]  # all, before anything is written
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=list(DIGITS)), font=datasets.Value("string")
     )
     for split in ("train", "test"):
-        columns: dict[str, list] = {"image": [], "label": [], "font": []}
-        for name in (name for name, its in fonts if its == split):
-            font = PIL.ImageFont.truetype(str(next(Path(sys.argv[1]).glob(f"{name}.*"))), 400)
-            columns["image"] += [draw(digit, font) for digit in DIGITS]
-            columns["label"] += range(len(DIGITS))
-            columns["font"] += [name] * len(DIGITS)
-        target = DATA / "data" / f"{split}-00000-of-00001.parquet"
-        datasets.Dataset.from_dict(columns, features).to_parquet(target)
-        print(f"{len(columns['label']):,} images: {target}")
+        rows = [
+            {"image": draw(digit, font), "label": int(digit), "font": name}
+            for its, name, font in fonts
+            if its == split
+            for digit in DIGITS
+        ]
+        target = args.output_dir / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_list(rows, features).to_parquet(target)
+        print(f"{len(rows):,} images: {target}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

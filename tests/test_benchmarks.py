@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import json
 import re
 import shutil
@@ -9,8 +10,10 @@ import subprocess
 import sys
 
 import datasets
+import matplotlib
 import numpy as np
 import PIL.Image
+import pyarrow.parquet
 import pytest
 import scipy.ndimage
 import torch
@@ -340,3 +343,31 @@ def test_no_digit_counts_what_is_below_the_threshold(capsys):
 def test_benchmarks_explain_themselves(script, run_script):
     done = run_script(f"benchmarks/{script}.py", "--help")
     assert done.code == 0 and "--" in done.out, done.err
+
+
+def test_digits_of_fonts_are_drawn_or_nothing_is(run_script, tmp_path):
+    """Of DejaVu Sans in place of every font, and with one font missing or torn."""
+    fonts, target = tmp_path / "fonts", tmp_path / "data"
+    fonts.mkdir()
+    card = (ROOT / "data" / "font-digits" / "README.md").read_text("utf-8")
+    for name in re.findall(r"^\| ([\w-]+) \| (?:train|test) \|", card, flags=re.MULTILINE):
+        (fonts / f"{name}.ttf").symlink_to(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf")
+    flags = [fonts, "--output_dir", target]
+    (fonts / "caveat.ttf").rename(tmp_path / "away.ttf")
+    done = run_script("benchmarks/font_digits.py", *flags)
+    assert done.code == 2 and "no file of the font caveat, such as caveat.woff" in done.err and not target.exists()
+    (fonts / "caveat.ttf").write_bytes(b"torn")
+    done = run_script("benchmarks/font_digits.py", *flags)
+    assert done.code == 2 and "Cannot read the font" in done.err and not target.exists()
+    (fonts / "caveat.ttf").unlink()
+    (tmp_path / "away.ttf").rename(fonts / "caveat.ttf")
+    done = run_script("benchmarks/font_digits.py", *flags)
+    assert done.code == 0 and "1,540 images" in done.out and "620 images" in done.out, done.err
+    table = pyarrow.parquet.read_table(target / "test-00000-of-00001.parquet")
+    images = [np.asarray(PIL.Image.open(io.BytesIO(cell["bytes"]))) for cell in table["image"].to_pylist()[:10]]
+    assert table["label"].to_pylist()[:11] == [*range(10), 0]
+    for image in images:
+        rows, columns = image.any(1).nonzero()[0], image.any(0).nonzero()[0]
+        assert image.shape == (64, 64) and max(np.ptp(rows), np.ptp(columns)) + 1 in (51, 52)
+    holes = [scipy.ndimage.label(~image, np.ones((3, 3)))[1] - 1 for image in images]
+    assert holes == [1, 0, 0, 0, 1, 0, 1, 0, 2, 1]

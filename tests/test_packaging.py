@@ -12,18 +12,14 @@ from .conftest import ROOT
 
 COMMANDS = [
     [
-        "train",
-        "--num_train_epochs=1",
-        "--max_train_samples=400",
-        "--output_dir=run",
+        "train", "--num_train_epochs=1", "--max_train_samples=400", "--num_font_digits=20", "--output_dir=run",
         "--use_cpu=True",
-        "--num_font_digits=20",
     ],
     ["predict", "--num_samples=8", "--output=predictions.csv"],
     ["visualize", "model", "--model=run"],
     ["export", "--format=vit", "--model=run", "--output=exported"],
     ["export", "--format=space", "--output=space"],
-]
+]  # fmt: skip
 RUN_COMMANDS = f"""
 import sys
 import modeling_vit_mnist.commands

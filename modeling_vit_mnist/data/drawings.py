@@ -78,7 +78,7 @@ def add_drawings(train: ImageDataset, args: AugmentationArguments, seed: int) ->
     chosen = generator.integers(len(images), size=args.num_photographs)
     classes = np.arange(args.num_drawn_digits) % len(train.names)
     glyphs = load_glyphs(train.names) if args.num_font_digits else []
-    font_digits = [glyphs[index] for index in generator.integers(max(len(glyphs), 1), size=args.num_font_digits)]
+    font_digits = [glyphs[index] for index in generator.integers(len(glyphs), size=args.num_font_digits)]
     parts = [
         (photograph(images[index], generator) for index in chosen),
         (draw_digit(train.names[label], generator) for label in classes),
@@ -88,9 +88,9 @@ def add_drawings(train: ImageDataset, args: AugmentationArguments, seed: int) ->
     drawn = np.stack([*tqdm(chain(*parts), "Draw", args.num_added, leave=False, unit=" images", disable=None)])
     if train.processor.do_deskew:
         drawn = np.stack([deskew(image) for image in drawn])
-    known = np.array([*classes, *(label for _, label in font_digits)], np.int64)
+    made = torch.tensor([*classes, *(label for _, label in font_digits)], dtype=torch.int64)
     outliers = torch.full((args.num_outliers,), NO_DIGIT)
-    labels = torch.cat([train.labels, train.labels[chosen], torch.from_numpy(known), outliers])
+    labels = torch.cat([train.labels, train.labels[chosen], made, outliers])
     return replace(train, images=torch.cat([train.images, torch.from_numpy(drawn)]), labels=labels)
 
 
