@@ -63,9 +63,9 @@ const radios = () => document.querySelectorAll("input[name=checkpoint]");
 /** Radio buttons for the checkpoints of the table, with the accuracy that their trainings recorded. */
 function listNetworks() {
   for (const name of Object.keys(CHECKPOINTS)) {
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "checkpoint", value: name });
-    const facts = element("small", "");
-    find("networks").append(element("label", "", input, element("span", "", `${name} `, facts)));
+    const input = element("input", { type: "radio", name: "checkpoint", value: name });
+    const facts = element("small");
+    find("networks").append(element("label", {}, input, element("span", {}, `${name} `, facts)));
     input.addEventListener("change", () => choose(name));
     loadResults(name)
       .then(({ parameters, test_accuracy: accuracy, dataset }) => {
@@ -87,8 +87,9 @@ function report(problem) {
 /** Empty bars for the labels and empty maps for the heads of the network. */
 function build() {
   const { vit } = network;
-  const bar = () => element("div", "bar", element("div", ""));
-  const row = (label) => element("li", "", element("span", "", label), bar(), element("span", "percent", "–"));
+  const bar = () => element("div", { className: "bar" }, element("div"));
+  const row = (label) =>
+    element("li", {}, element("span", {}, label), bar(), element("span", { className: "percent" }, "–"));
   find("probabilities").replaceChildren(...vit.labels.map(row));
   attention.build(vit);
   describeNetwork(network);
@@ -149,19 +150,19 @@ function showPicture(canvas, gray = readGray(canvas), isInk = false) {
 
 function listExamples() {
   function add(label, picture, onClick) {
-    const button = Object.assign(element("button", "example", picture), { type: "button", title: label });
-    button.setAttribute("aria-label", `Example: ${label}`);
+    const attributes = { className: "example", type: "button", title: label, "aria-label": `Example: ${label}` };
+    const button = element("button", attributes, picture);
     button.addEventListener("click", onClick);
     find("examples").append(button);
   }
   for (const { label, image } of EXAMPLES) {
-    const [canvas, data] = [element("canvas", "ink"), decodeImage(image)];
+    const [canvas, data] = [element("canvas", { className: "ink" }), decodeImage(image)];
     drawInk(canvas, data, 28);
     add(`a ${label} of MNIST`, canvas, () => showPicture(canvas, { width: 28, height: 28, data }, true));
   }
   for (const [label, canvas] of [["a 5 on ruled paper", ruledPaper()], ["a 3 in chalk", blackboard()]])
     add(label, canvas, () => showPicture(canvas));
-  add("an M, which is no digit", element("span", "letter", "M"), () => pad.drawStrokes(LETTER));
+  add("an M, which is no digit", element("span", { className: "letter" }, "M"), () => pad.drawStrokes(LETTER));
 }
 
 function watchTools() {

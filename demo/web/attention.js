@@ -39,32 +39,29 @@ export class AttentionView {
     this.#pointed = null;
 
     this.#buttons = Array.from({ length: side * side + 1 }, (_, token) => {
-      const button = element("button", "token", element("span", "", token === 0 ? "CLS" : `${token}`));
-      Object.assign(button, { type: "button", title: nameToken(token, side) });
-      Object.assign(button.dataset, { token });
-      button.setAttribute("aria-label", nameToken(token, side));
-      return button;
+      const title = nameToken(token, side);
+      const attributes = { className: "token", type: "button", title, "aria-label": title, "data-token": token };
+      return element("button", attributes, element("span", {}, token === 0 ? "CLS" : `${token}`));
     });
     const [first, ...patches] = this.#buttons;
-    const picker = element("div", "patches", element("canvas", "ink"), ...patches);
+    const picker = element("div", { className: "patches" }, element("canvas", { className: "ink" }), ...patches);
     find("picker").replaceChildren(first, picker);
 
     this.#maps = Array.from({ length: vit.layers * vit.heads }, (_, i) => {
-      const cells = this.#buttons.map((_, token) => {
-        const cell = element("div", "cell", element("span", ""));
-        Object.assign(cell.dataset, { token });
-        return cell;
-      });
-      const canvas = element("canvas", "ink");
-      const picture = element("div", "map", cells[0], element("div", "patches", canvas, ...cells.slice(1)));
+      const cells = this.#buttons.map((_, token) =>
+        element("div", { className: "cell", "data-token": token }, element("span")),
+      );
+      const canvas = element("canvas", { className: "ink" });
+      const patches = element("div", { className: "patches" }, canvas, ...cells.slice(1));
+      const picture = element("div", { className: "map" }, cells[0], patches);
       picture.setAttribute("role", "img");
       const [layer, head] = [Math.floor(i / vit.heads), i % vit.heads];
-      const figure = element("figure", "", picture, element("figcaption", "", `head ${head + 1}`));
+      const figure = element("figure", {}, picture, element("figcaption", {}, `head ${head + 1}`));
       return { layer, head, cells, canvas, picture, figure };
     });
     const rows = Array.from({ length: vit.layers }, (_, layer) => {
       const figures = this.#maps.filter((map) => map.layer === layer).map(({ figure }) => figure);
-      return element("div", "layer", element("h3", "", `Layer ${layer + 1}`), ...figures);
+      return element("div", { className: "layer" }, element("h3", {}, `Layer ${layer + 1}`), ...figures);
     });
     find("maps").replaceChildren(...rows);
   }
@@ -116,7 +113,7 @@ export class AttentionView {
     if (!find("table").open || !this.#vit) return;
     const side = this.#vit.size / this.#vit.patch;
     const head = (text, scope) => {
-      const cell = element("th", "", text);
+      const cell = element("th", {}, text);
       cell.scope = scope;
       return cell;
     };
@@ -124,14 +121,14 @@ export class AttentionView {
     const rows = this.#buttons.map((_, token) => {
       const shares = this.#maps.map(({ layer, head: number }) => {
         const share = this.#shown.attentions?.[layer][number][this.#token][token];
-        return element("td", "", share === undefined ? "–" : `${(100 * share).toFixed(1)} %`);
+        return element("td", {}, share === undefined ? "–" : `${(100 * share).toFixed(1)} %`);
       });
-      return element("tr", "", head(nameToken(token, side), "row"), ...shares);
+      return element("tr", {}, head(nameToken(token, side), "row"), ...shares);
     });
     find("table").querySelector("table").replaceChildren(
-      element("caption", "", `Attention from ${nameToken(this.#token, side)} to each token`),
-      element("thead", "", element("tr", "", head("to", "col"), ...heads)),
-      element("tbody", "", ...rows),
+      element("caption", {}, `Attention from ${nameToken(this.#token, side)} to each token`),
+      element("thead", {}, element("tr", {}, head("to", "col"), ...heads)),
+      element("tbody", {}, ...rows),
     );
   }
 

@@ -2,9 +2,12 @@
 
 export const find = (id) => document.getElementById(id);
 
-export function element(tag, className, ...children) {
+/** A new element with these attributes and children. */
+export function element(tag, options = {}, ...children) {
+  const { className = "", ...attributes } = options;
   const made = document.createElement(tag);
   if (className) made.className = className;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
 }

@@ -74,7 +74,7 @@ function describeAttention(vit, { attentions }) {
 function drawPicture(canvas, gray) {
   if (!gray) return canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
   const { width, height, data } = gray;
-  const full = element("canvas", "");
+  const full = element("canvas");
   drawOpaque(full, data, width, height);
   const scale = Math.min(1, THUMBNAIL / Math.max(width, height));
   [canvas.width, canvas.height] = [width, height].map((side) => Math.max(1, Math.round(scale * side)));
@@ -94,7 +94,7 @@ function drawFound(canvas, gray, digit) {
   drawPicture(canvas, gray);
   if (!digit) return;
   const { mask, left, top, scale } = digit;
-  const ink = element("canvas", "");
+  const ink = element("canvas");
   const image = new ImageData(mask.width, mask.height);
   mask.data.forEach((is, i) => is && image.data.set([234, 88, 12, 255], 4 * i));
   [ink.width, ink.height] = [mask.width, mask.height];
@@ -117,7 +117,7 @@ function drawFound(canvas, gray, digit) {
 /** The patches of a framed image with gaps between them. */
 function drawPatches(canvas, bytes, { size, patch }) {
   const [side, gap] = [size / patch, 1];
-  const whole = element("canvas", "");
+  const whole = element("canvas");
   drawOpaque(whole, bytes, size, size);
   canvas.width = canvas.height = size + (side - 1) * gap;
   const context = canvas.getContext("2d");

@@ -1,5 +1,7 @@
 // A heat map of numbers: one canvas pixel per number, enlarged by CSS. Hover, tap or arrow keys choose a number.
 
+import { element } from "./dom.js";
+
 const STOPS = {
   light: {
     negative: [[255, 255, 255], [109, 172, 224], [8, 69, 148]],
@@ -26,15 +28,6 @@ export function signedColor(share) {
 export function inkColor(share) {
   const level = 255 * (darkScheme.matches ? share : 1 - share);
   return [level, level, level];
-}
-
-export function element(tag, options = {}, ...children) {
-  const { className = "", ...attributes } = options;
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }
 
 export function paint(canvas, rows, columns, color) {

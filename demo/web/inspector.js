@@ -1,7 +1,8 @@
 // The panel of the chosen number: what it was made of, and for a weight, the slider that changes it.
 
 import { describe, explain, isParameter, offset, valueOf } from "./terms.js";
-import { element, inkColor, paint, signedColor } from "./heatmap.js";
+import { element } from "./dom.js";
+import { inkColor, paint, signedColor } from "./heatmap.js";
 
 /** Three or so digits, and a minus sign as wide as a plus. */
 export function format(x) {

@@ -5,12 +5,12 @@ import { CHECKPOINTS, loadNetwork } from "./checkpoints.js";
 import { EXAMPLES } from "./digits.js";
 import { countParameters, isParameter, offset, valueOf } from "./terms.js";
 import { deskew, normalize } from "./frame.js";
-import { HeatMap, element, inkColor, onSchemeChange, paint, signedColor } from "./heatmap.js";
+import { element, find } from "./dom.js";
+import { HeatMap, inkColor, onSchemeChange, paint, signedColor } from "./heatmap.js";
 import { showNumber } from "./inspector.js";
 import { decodeImage, decodeLink, encodeLink } from "./link.js";
 import { makeStages } from "./stages.js";
 
-const find = (id) => document.getElementById(id);
 const START = 5; // the example of which the network tiny is not quite sure
 const LARGEST = 100; // of a changed weight, far above all trained ones
 const MOST = 5000; // parameters of a network that is shown

@@ -1,5 +1,6 @@
 // Pictures from files, the clipboard, drag and drop, and the camera.
 
+import { find } from "./dom.js";
 import { toGray } from "./frame.js";
 
 const LONGEST_SIDE = 2048; // pixels: larger pictures are shrunk first
@@ -36,7 +37,6 @@ export async function readPicture(source) {
 /** What is read of a canvas: its gray levels. */
 export const readGray = (canvas) => toGray(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height));
 
-const find = (id) => document.getElementById(id);
 const pictureIn = (list) => [...(list ?? [])].find((file) => file.type.startsWith("image/")) ?? list?.[0];
 
 /** Call `onPicture(canvas, gray)` for each picture that the user gives, and `onProblem(text)` where that fails. */
