@@ -532,6 +532,21 @@ def test_floats_are_rescaled_as_integers_are(digits):
     assert torch.allclose(pixels(list(digits / 255), **options), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("do_deskew", [False, True])
+def test_floats_that_are_framed_stay_in_their_range(do_deskew, digits):
+    processor = VitMnistImageProcessor(do_frame=True, do_deskew=do_deskew)
+    paper = 255 - np.pad(digits, ((0, 0), (40, 30), (10, 60)))
+    expected = processor(list(paper), return_tensors="pt").pixel_values
+    for images in (list(paper / 255), torch.from_numpy(paper) / 255, [paper[0] / 255, *paper[1:]]):
+        assert torch.allclose(processor(images, return_tensors="pt").pixel_values, expected, atol=1e-5)
+        assert torch.allclose(
+            processor(images, do_rescale=False, return_tensors="pt").pixel_values, expected, atol=1e-5
+        )
+    alone = processor(paper[0] / 255, do_rescale=False, return_tensors="pt").pixel_values
+    assert torch.allclose(alone, expected[:1], atol=1e-5)
+    assert processor.to_grayscale(list(paper / 255)).max() == 1
+
+
 @pytest.mark.parametrize("value", [1, np.True_])
 def test_any_true_value_inverts(value, digits):
     processor = VitMnistImageProcessor(do_invert=value)

@@ -30,8 +30,10 @@ from modeling_vit_mnist.inference import predict as predictions
 from modeling_vit_mnist.inference.arguments import InferenceArguments, VisualizeArguments
 from modeling_vit_mnist.inference.classes import class_names
 from modeling_vit_mnist.inference.predict import choose_device, predict, read_images
+from modeling_vit_mnist.training.train import train
 
 from .conftest import ROOT, SAMPLE, TINY
+from .conftest import arguments as train_arguments
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,34 @@ def pictures(tmp_path, sample):
     for index in range(3):
         PIL.Image.fromarray(sample["test"].images[index].numpy()).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("trained", "shown", "reason"),
+    [
+        (["--split_seed=5"], [], "training had --split_seed 5"),
+        (["--split_seed=5"], ["--split_seed=5"], None),
+        (["--streaming"], [], "training was with --streaming"),
+        (["--validation_size=20"], ["--split=validation"], "training validated or tested on 20, here are 25"),
+        ([], ["--streaming"], "training was without --streaming"),
+        ([], ["--split=validation"], None),
+        ([], ["--split=train"], None),
+    ],
+)
+def test_a_split_that_may_hold_training_images_is_named(trained, shown, reason, sample, run_script, tmp_path, caplog):
+    for index, (image, label) in enumerate(zip(sample["train"].images[:360], sample["train"].labels, strict=False)):
+        (tmp_path / "digits" / str(label.item())).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image.numpy()).save(tmp_path / "digits" / str(label.item()) / f"{index}.png")
+    data = f"--dataset_name={tmp_path / 'digits'}"
+    train(*train_arguments(tmp_path / "run", data, "--max_eval_samples=999", "--max_steps=2", *trained))
+    for script in (["run_inference.py"], ["run_visualize.py", "mistakes", f"--output_dir={tmp_path}"]):
+        if "--streaming" in shown and len(script) > 1:
+            continue
+        caplog.clear()
+        done = run_script(*script, "--model", tmp_path / "run", data, *shown)
+        assert done.code == 0, done.err
+        warning = f"Some of these images may be training images of {tmp_path / 'run'}: {reason}."
+        assert (warning in caplog.text) if reason else ("may be training images" not in caplog.text)
 
 
 def test_default_output_has_the_original_format(infer, checkpoint, sample):

@@ -18,6 +18,7 @@ from modeling_vit_mnist.inference.report import FIGURES
 
 from .conftest import QUICK, SAMPLE, weights
 
+SHOWN = [figure for view, figure in FIGURES.items() if view != "framing"]  # of images that are not framed
 EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "&amp;", "3", "4", "5", "6", "7", "8", "9"]
 
 
@@ -83,13 +84,13 @@ def test_the_page_holds_the_figures_of_the_run(run, page):
         for name in record[part]:
             assert f'<th scope="row">{name}</th>' in page
     assert "&lt;b&gt;data" in page and "other images than those" not in page
-    assert [title for title, *_ in FIGURES.values()] == re.findall("<h2>(.*?)</h2>", page)[3:]
+    assert [title for title, *_ in SHOWN] == re.findall("<h2>(.*?)</h2>", page)[3:]
     assert "Not shown" not in page
 
 
 def test_the_page_holds_its_images_and_loads_nothing(page):
     images = re.findall(r'(?:src|srcset)="data:image/(png|svg\+xml);base64,([^"]+)"', page)
-    assert len(images) == 2 * len(FIGURES) and page.count("<img ") == len(FIGURES) == page.count(' alt="')
+    assert len(images) == 2 * len(SHOWN) and page.count("<img ") == len(SHOWN) == page.count(' alt="')
     for kind, content in images:
         head = base64.b64decode(content)[:200]
         assert head.startswith(b"\x89PNG") if kind == "png" else b"<?xml" in head
@@ -151,6 +152,18 @@ def test_other_images_than_the_runs_are_named(run_script, one_figure, tmp_path):
     assert "These are other images than those of the results below." in page
 
 
+def test_fewer_images_of_the_same_name_are_other_images(run, run_script, one_figure, tmp_path):
+    folder, data, _ = run
+    fewer = shutil.copytree(data, tmp_path / data.name)
+    shutil.rmtree(fewer / "test" / "3")
+    done = run_script(
+        "run_visualize.py", "report", "--model", folder, "--dataset_name", fewer, "--output_dir", tmp_path
+    )
+    assert done.code == 0, done.err
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "show 54 test images of" in page and "These are other images than those of the results below." in page
+
+
 def test_a_folder_without_a_finished_run_has_no_report(run_script, run, tmp_path):
     model, processor = load_checkpoint(run[0])
     model.save_pretrained(tmp_path / "model")
@@ -193,7 +206,7 @@ def test_the_page_opens_without_a_complaint(run, scheme, tmp_path):
             "return [...document.images].map((i) => [i.complete && i.naturalWidth > 100, i.currentSrc])"
         )
         sources = {source for _, source in images}
-        assert len(sources) == len(images) == len(FIGURES) and all(is_shown for is_shown, _ in images)
+        assert len(sources) == len(images) == len(SHOWN) and all(is_shown for is_shown, _ in images)
         page = (tmp_path / "report.html").read_text("utf-8")
         assert all(f'{"srcset" if scheme == "dark" else "src"}="{source}"' in page for source in sources)
         assert chrome.execute_script("return document.documentElement.scrollWidth") <= 360

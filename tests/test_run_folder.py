@@ -413,6 +413,17 @@ def test_without_selection_the_last_epoch_is_reported(tmp_path):
     assert "weights of the last step" in card and "measured after 4;" in card and "was best" not in card
 
 
+@pytest.mark.parametrize("flag", ["--max_steps=6", "--num_train_epochs=1.5"])
+def test_epochs_are_those_of_the_steps(flag, tmp_path, capsys):
+    results = train(*arguments(tmp_path / "run", flag))  # an epoch has 4 steps
+    assert results["epoch"] == 1.5 and results["best_epoch"] in (1, 1.5)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())["log_history"]
+    accuracies = {entry["epoch"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
+    assert accuracies[results["best_epoch"]] == max(accuracies.values())
+    assert ", 1.5 epochs, best after " in (tmp_path / "run" / "README.md").read_text()
+    assert "Epoch   1.0 of 1.5 " in capsys.readouterr().out
+
+
 def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
     folder = shutil.copytree(stopped, tmp_path / "run")
     for more in ([], ["--resume_from_checkpoint=True"]):

@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory):
         {"epoch": epoch, "eval_loss": 1 / epoch, "eval_accuracy": 0.5 * epoch - 0.1},
     )]  # fmt: skip
     save_checkpoint(
-        folder, VitMnistForImageClassification(VitMnistConfig()), VitMnistImageProcessor(), card="",
+        folder, VitMnistForImageClassification(VitMnistConfig()), VitMnistImageProcessor(do_frame=True), card="",
         records={"history.json": {"log_history": history}},
     )  # fmt: skip
     return folder
@@ -223,7 +223,9 @@ def test_framing_shows_the_digit_upright_if_the_checkpoint_deskews(run_script, d
     draw_seven(tmp_path / "x.png")
     PIL.Image.new("L", (40, 30), 128).save(tmp_path / "y.png")
     model, _ = load_checkpoint(checkpoint)
-    save_checkpoint(tmp_path / "upright", model, VitMnistImageProcessor(do_deskew=True), card="", records={})
+    save_checkpoint(
+        tmp_path / "upright", model, VitMnistImageProcessor(do_frame=True, do_deskew=True), card="", records={}
+    )
     files = (tmp_path / "x.png", tmp_path / "y.png")
     flags = ("run_visualize.py", "framing", "--image", *files, "--output_dir", tmp_path / "pictures")
     for folder, titles in (
@@ -234,6 +236,16 @@ def test_framing_shows_the_digit_upright_if_the_checkpoint_deskews(run_script, d
         assert [axis.get_title() for axis in drawn[-1].axes if axis.get_title()] == titles
     frame, upright, *_, blank = (axis.images[0].get_array() for axis in (*drawn[-1].axes[3:5], drawn[-1].axes[9]))
     assert np.array_equal(upright, deskew(frame)) and not np.array_equal(upright, frame) and not blank.any()
+
+
+def test_framing_is_not_shown_of_a_checkpoint_that_does_not_frame(run_script, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "resizes")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"do_frame": False}))
+    image = draw_seven(tmp_path / "x.png")
+    done = run_script("run_visualize.py", "framing", "--model", folder, "--image", image, "--output_dir", tmp_path)
+    assert done.code == 2 and "resizes does not frame images (do_frame is off)" in done.err
+    assert not (tmp_path / "framing.png").exists()
 
 
 def test_framing_changes_no_image_that_it_shows(run_script, tmp_path):

@@ -41,6 +41,7 @@ class ImageDataset(torch.utils.data.Dataset):
         names (`list[str]`): Names of the classes.
         processor ([`VitMnistImageProcessor`]): Normalizes the images, batch by batch.
         source (`str`): Hub id or folder name of the dataset, without a path.
+        is_held_out (`bool`): The split was taken from `train`, by a seed.
     """
 
     images: torch.Tensor
@@ -48,6 +49,7 @@ class ImageDataset(torch.utils.data.Dataset):
     names: list[str]
     processor: VitMnistImageProcessor
     source: str
+    is_held_out: bool = False
 
     def __len__(self) -> int:
         return len(self.images)

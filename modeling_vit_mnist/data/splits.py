@@ -220,7 +220,7 @@ def _hold_out(dataset: ImageDataset, split: str, size: int, args: DataArguments)
         )  # fmt: skip
         parts = train_test_split(np.arange(len(dataset)), **options)
     rest, held_out = (dataset.select(torch.from_numpy(np.sort(part))) for part in parts)
-    return rest, held_out
+    return rest, replace(held_out, is_held_out=True)
 
 
 def _recognize_mnist(loaded: dict[str, ImageDataset]) -> None:

@@ -90,6 +90,11 @@ class ImageStream(torch.utils.data.IterableDataset):
         return isinstance(self.stream.features[self.columns[1]], datasets.ClassLabel)
 
     @property
+    def is_held_out(self) -> bool:
+        """Whether the split was taken from another one, by hashes."""
+        return self.hash_range != ALL_HASHES
+
+    @property
     def is_text(self) -> bool:
         """Whether the labels are text."""
         return self.stream.features[self.columns[1]].dtype in TEXT
@@ -126,7 +131,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                     break
         if not taken:
             raise UsageError(f"No image of the {self.split} split of {self.source} can be read.")
-        return ImageDataset.concatenate(taken).take(limit)
+        return replace(ImageDataset.concatenate(taken).take(limit), is_held_out=self.is_held_out)
 
     def survey(self) -> Survey:
         """Read all images once: find their hashes and labels, and check the labels. Images are decoded only if those

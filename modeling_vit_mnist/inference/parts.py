@@ -46,6 +46,7 @@ from .predict import (
     to_arrow,
     with_rows,
 )
+from .record import warn_of_other_split
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
         args = replace(args, device=f"{device.type}:{local_rank % torch.accelerator.device_count()}")
     classifier = load_classifier(args, data_args.max_pixels)
     source = open_source(args, data_args, classifier.processor)
+    if rank == 0:
+        warn_of_other_split(args, source, data_args)
     numbers, names = match_classes(source.names, classifier.names)
     if isinstance(source, ImageStream):
         num_parts, advice = source.num_parts, ": split its files, or leave out --streaming"

@@ -25,6 +25,7 @@ from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import QUIET_BEYOND, InferenceArguments
 from .classes import Tally, class_names, match_classes
 from .images import find_images, frames, read_images, report_blank_images
+from .record import warn_of_other_split
 
 GRID_IMAGES = 100
 # Images, a row for each, and their labels, numbered as the model's classes; none for files.
@@ -101,6 +102,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         batches, what = [(images, rows, torch.empty(0, dtype=torch.int64))], "images"
     else:
         source = open_split(args, data_args, processor)
+        warn_of_other_split(args, source, data_args)
         numbers, names = match_classes(source.names, names)
         batches = with_rows(source.chunks() if isinstance(source, ImageStream) else [source], numbers, names)
         what = printable(f"{args.split} images of {source.source}")

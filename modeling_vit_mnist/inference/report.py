@@ -14,6 +14,8 @@ from ..checkpoints.card import read_run
 from ..checkpoints.folder import REPORT_FILE
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, write_text
+from .images import frames
+from .record import other_split
 from .subject import Subject
 from .visualize import VIEWS
 
@@ -67,6 +69,8 @@ def write_report(subject: Subject, folder: Path) -> None:
     body += [_heading("Recipe"), *(_details(part, run[part]) for part in run if run[part])]
     body += [_heading("Environment"), _table(results.get("versions", {}) | {"device": results.get("device", "-")})]
     for view, (title, kind, alternative) in FIGURES.items():
+        if view == "framing" and not frames(subject.processor):
+            continue
         body += [_heading(title), _figure(subject, view, kind, alternative)]
     write_text(folder / REPORT_FILE, PAGE.format(title=html.escape(printable(subject.name)), body="\n".join(body)))
     print(f"Wrote {printable(str(folder / REPORT_FILE))}")
@@ -115,7 +119,9 @@ def _results(results: dict[str, Any]) -> dict[str, str]:
 def _summary(subject: Subject, results: dict[str, Any]) -> str:
     shown = f"{len(subject.dataset):,} {subject.data}"
     text = f"<p>Trained on {_cell(results['dataset'])}. The figures of images show {_cell(shown)}.</p>"
-    if subject.dataset.source != results["dataset"] or subject.args.split != "test":
+    is_other = subject.dataset.source != results["dataset"] or len(subject.dataset) != results.get("test_samples")
+    is_other |= subject.args.split != "test"
+    if is_other or other_split(subject.run, "test", subject.dataset, subject.data_args):
         text += '\n<p class="note">These are other images than those of the results below.</p>'
     return text
 

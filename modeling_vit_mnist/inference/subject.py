@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.folder import load_checkpoint, read_record
+from ..checkpoints.folder import load_checkpoint
 from ..cli.errors import UsageError, printable
 from ..cli.inputs import read_text
 from ..data.arguments import DataArguments
@@ -19,6 +19,7 @@ from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import VisualizeArguments
 from .classes import class_names, match_classes
 from .predict import check_finite, choose_device, predict
+from .record import read_run_parts, warn_of_other_split
 from .style import DARK, LIGHT
 
 MEASURED = ("loss", "eval_loss", "eval_accuracy")  # what `history.json` holds of an epoch
@@ -61,6 +62,7 @@ class Subject:
         """The split."""
         dataset = load_images(self.data_args, self.processor, [self.args.split])[self.args.split]
         print(printable(f"Data: {len(dataset):,} {self.args.split} images of {dataset.source}"))
+        warn_of_other_split(self.args, dataset, self.data_args)
         return dataset
 
     @property
@@ -126,9 +128,4 @@ class Subject:
     @cached_property
     def run(self) -> dict[str, dict]:
         """`run.json`; empty if there is none, or another program's."""
-        try:
-            run = read_record(Path(self.args.model) / "run.json")
-        except UsageError:
-            return {}
-        parts = ("model", "data", "augmentation", "training")
-        return run if isinstance(run, dict) and all(isinstance(run.get(part), dict) for part in parts) else {}
+        return read_run_parts(Path(self.args.model))

@@ -20,7 +20,7 @@ from .analysis import attention_rollout, calibration, position_similarity
 from .architecture import parameter_table, stage_shapes
 from .arguments import MAX_FRAMED
 from .classes import describe_accuracy
-from .images import find_images, read_images
+from .images import find_images, frames, read_images
 from .plots_architecture import plot_architecture
 from .predict import check_output
 from .subject import Subject
@@ -214,6 +214,8 @@ def view_framing(subject: Subject) -> None:
     caption = f"Framed by the processor of {subject.name}."
     check_output(subject.target("framing", caption)["path"], files)
     processor = copy.copy(subject.processor)
+    if not frames(processor):
+        raise UsageError(f"{args.model} does not frame images (do_frame is off): choose another --model.")
     processor.max_pixels = data_args.max_pixels
     if files:
         files = read_images(files, processor, data_args.skip_bad_images)[1]

@@ -36,8 +36,10 @@ class EpochReportCallback(TrainerCallback):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
             best = "  best" if self.selects and is_best(args, state, metrics) else ""
+            epoch = state.epoch or 0
+            total = epoch * state.max_steps / state.global_step if state.global_step else state.num_train_epochs
             tqdm.write(
-                f"Epoch {state.epoch or 0:5.1f} of {state.num_train_epochs}  {loss}validation loss "
+                f"Epoch {epoch:5.1f} of {round(total, 1):g}  {loss}validation loss "
                 f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}",
                 file=sys.stdout,
             )

@@ -232,6 +232,7 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     best_step = int(selected.rpartition("-")[2]) if selected else state.global_step
     if selected and trainer.args.process_index == 0 and not Path(selected).is_dir():
         raise FileNotFoundError(f"The best checkpoint {selected} was deleted during training.")
+    epochs = {entry["step"]: entry["epoch"] for entry in state.log_history}
     validation = trainer.predict(datasets["validation"], metric_key_prefix="eval")
     trainer.model.config.digit_score_threshold = score_threshold(validation)
     test = trainer.predict(datasets["test"], metric_key_prefix="test")
@@ -239,8 +240,8 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     return {
         "dataset": datasets["train"].source,
         "parameters": trainer.model.num_parameters(),
-        "epoch": state.num_train_epochs,
-        "best_epoch": round(best_step * state.num_train_epochs / state.max_steps, 2),
+        "epoch": round(epochs[state.global_step], 2),  # Trainer's num_train_epochs is rounded up
+        "best_epoch": round(epochs[best_step], 2),
         **{f"{name}_samples": len(split) for name, split in datasets.items()},
         "eval_loss": validation.metrics["eval_loss"],
         "eval_accuracy": validation.metrics["eval_accuracy"],
