@@ -145,6 +145,16 @@ def test_results_of_recipes_are_those_of_the_saved_weights(recipe, compiles, tmp
     assert results["test_loss"] == pytest.approx(loss, rel=1e-6)  # in float32, also if trained in bfloat16
 
 
+def test_the_classes_are_named_before_training(sample, tmp_path, capsys):
+    """Folders in folders of classes: `datasets` takes the inner ones for the classes."""
+    for index, image in enumerate(sample["train"].images[:60].numpy()):
+        folder = tmp_path / "digits" / str(index % 2) / ("anna", "ben", "carla")[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(folder / f"{index}.png")
+    train(*arguments(tmp_path / "run", f"--dataset_name={tmp_path / 'digits'}", "--max_steps=1"))
+    assert "\nClasses: anna, ben, carla\n" in capsys.readouterr().out
+
+
 def test_the_best_epoch_on_validation_is_kept(finished):
     folder, results = finished
     history = json.loads((folder / "history.json").read_text())["log_history"]

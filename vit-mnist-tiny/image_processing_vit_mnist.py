@@ -323,7 +323,8 @@ class VitMnistImageProcessor(PilBackend):
         if len({image.shape for image in framed}) > 1:
             sizes = ", ".join(sorted({"x".join(map(str, image.shape)) for image in framed}))
             raise ValueError(f"Cannot batch images of different sizes ({sizes}): use do_resize=True.")
-        if any(image.dtype == np.float32 for image in images):  # floats are already rescaled
+        is_float = any(image.dtype == np.float32 for image in images)  # then all are rescaled already
+        if len({image.dtype for image in framed}) > 1 or (is_float and not do_rescale):
             framed = [image if image.dtype == np.float32 else np.float32(image) / np.float32(255) for image in framed]
         stacked = np.stack(framed) if framed else np.empty((0, *shape), np.uint8)
         pixel_values = self.rescale_and_normalize(

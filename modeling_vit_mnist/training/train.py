@@ -123,6 +123,9 @@ def _train(
     if is_main:
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in datasets.items())
         print(f"Data: {sizes} images of {datasets['train'].source}")
+        names = datasets["train"].names
+        more = f", ... ({len(names):,})" if len(names) > 12 else ""
+        print(printable(f"Classes: {', '.join(names[:12])}{more}"))
         if augmentation.num_added:
             print(
                 f"Added to the train images: {augmentation.num_photographs:,} photographs, "
