@@ -12,8 +12,8 @@ class VitMnistMetric(evaluate.Metric):
     integer classes `(n,)` or probabilities `(n, classes)`. It returns
 
     - `accuracy`: fraction of correct predictions;
-    - `macro_f1`: F1 averaged over the classes that are referred to or predicted, as scikit-learn does. A class that is
-      predicted only counts as 0;
+    - `macro_f1`: F1 averaged over the classes among references or predictions, as scikit-learn does. A class without
+      references counts as 0;
     - `per_class_accuracy`: list of `classes` fractions, `None` for a class without references;
     - `confusion_matrix`: `classes` lists of `classes` counts, rows the references, columns the predictions;
     - `expected_calibration_error`, for probabilities only.
