@@ -173,6 +173,12 @@ def photographs() -> dict[str, np.ndarray]:
         "underlined": photograph(with_lines(pen["7"], 50, line=(40, 255, 250, 258))),
         "a line through it": photograph(with_lines(pen["2"], 50, line=(0, 120, 280, 128), width=3)),
         "a box across it": photograph(with_lines(pen["4"], 50, rectangle=(60, 40, 200, 190), width=3)),
+        "a darker line through it": photograph(
+            with_lines(sketch("2", 160, 230), 20, line=(0, 120, 280, 128), width=3)
+        ),
+        "a darker box across it": photograph(
+            with_lines(sketch("4", 160, 230), 20, rectangle=(60, 40, 200, 190), width=3)
+        ),
         "a line of a pixel": 255 - sketch("2", 255, 0, 1),
         "pale ink in a soft shadow": photograph(sketch("7", 195, 230, 10) * soft_shadow, quality=90),
         "two digits": photograph(sketch("27", 60, 210)),

@@ -126,12 +126,12 @@ export function frameDigit(original, cropAgain = true) {
     return { ...found, problem: `an image of ${gray.width}x${gray.height} pixels is too small` };
   let candidates = [...findCandidates(working, true), ...findCandidates(working, false)];
   if (Math.max(working.width, working.height) >= 64) candidates.push(...searchAgain(working, candidates));
-  candidates = [...candidates, ...leaveOutLines(candidates)];
+  candidates = [...candidates, ...leaveOutLines(working, candidates)];
   if (!candidates.length) return { ...found, problem: "the image is blank" };
   let best = choose(candidates);
   const onSheet = lookOnSheet(working, best.digit, !best.isDark).filter(({ score }) => score > best.score - SHEET);
   if (onSheet.length) {
-    candidates = [...onSheet, ...leaveOutLines(onSheet)];
+    candidates = [...onSheet, ...leaveOutLines(working, onSheet)];
     best = choose(candidates);
   }
   const { ink, digit } = best;
@@ -305,17 +305,18 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /**
  * All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at least
- * `thickening` pixels. Ink is what a closing adds (a black top-hat) whose window is a part of the longer side. It is in
- * parts of the brightness of the paper.
+ * `thickening` pixels, or after `lines`, a mask, are painted over with paper. Ink is what a closing adds (a black
+ * top-hat) whose window is a part of the longer side. It is in parts of the brightness of the paper.
  */
-function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
+function findCandidates(original, isDark, window = WINDOW, thickening = 0, lines = null) {
   const longer = Math.max(original.width, original.height);
   const isDrawing = longer < 64 || isTwoLevel(original);
   const asDark = isDark ? original : inverted(original);
   const light = thickening ? slidingMin(asDark, thickening) : asDark;
-  const gray = longer >= 64 ? blur(light) : light;
+  const lined = longer >= 64 ? blur(light) : light;
   const size = Math.trunc((isDrawing ? WIDE : window) * longer) | 1;
-  const paper = slidingMin(slidingMax(gray, size), size);
+  const paper = slidingMin(slidingMax(lined, size), size);
+  const gray = lines ? mapped(lined, (level, i) => (lines.data[i] ? paper.data[i] : level)) : lined;
   const ink = mapped(paper, (level, i) =>
     Math.floor(((level - gray.data[i]) * 255) / (isDark ? Math.max(level, 96) : 255)),
   );
@@ -325,17 +326,17 @@ function findCandidates(original, isDark, window = WINDOW, thickening = 0) {
   if (strongest < LEAST_CONTRAST) return [];
   const levels = longer >= 64 ? LEVELS : SMALL_LEVELS;
   const lowest = Math.max(levels[0] * strongest, noise);
-  return (thickening ? levels.slice(0, 1) : levels).flatMap((level) => {
+  const digits = (thickening ? levels.slice(0, 1) : levels).flatMap((level) => {
     const threshold = Math.max(level * strongest, noise);
-    const mask = mapped(ink, (value) => (value > threshold ? 1 : 0));
-    const scored = (digit) => ({
-      score: plausibility(gray, paper, ink, digit, lowest, isDrawing),
-      isDark,
-      ink,
-      digit,
-    });
-    return findDigits(ink, mask).map(scored);
+    return findDigits(ink, mapped(ink, (value) => (value > threshold ? 1 : 0)));
   });
+  const isFirst = (digit, i) => digits.findIndex(({ data }) => data.every((is, at) => is === digit.data[at])) === i;
+  return digits.filter(isFirst).map((digit) => ({
+    score: plausibility(gray, paper, ink, digit, lowest, isDrawing),
+    isDark,
+    ink,
+    digit,
+  }));
 }
 
 /**
@@ -390,15 +391,27 @@ function choose(candidates) {
   return preference(around) > Math.max(preference(best) - HOLE, 0) ? around : best;
 }
 
-/** Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. */
-function leaveOutLines(candidates) {
-  const ofEach = [true, false].map((isDark) => candidates.filter((candidate) => candidate.isDark === isDark));
-  return ofEach.flatMap((same) => {
-    if (!same.length) return [];
-    const best = preferred(same);
-    if (best.score <= PLAUSIBLE || Math.max(best.ink.width, best.ink.height) < 64) return [];
-    const rest = dropLines(best.digit);
-    return rest === best.digit ? [] : [{ ...best, score: best.score + LINED, digit: rest }];
+/**
+ * Further candidates: the best two of darker and of lighter ink, without the lines of a form that touch them. If one is
+ * not plausible with its lines, whose ink may be stronger than the digit's, the lines are painted over and the digit is
+ * searched again.
+ */
+function leaveOutLines(gray, candidates) {
+  if (Math.max(gray.width, gray.height) < 64) return [];
+  const best = [true, false].flatMap((isDark) => {
+    const same = candidates.filter((candidate) => candidate.isDark === isDark);
+    return same.sort((one, other) => preference(other) - preference(one)).slice(0, 2);
+  });
+  return best.flatMap((candidate) => {
+    const { score, isDark, digit } = candidate;
+    const rest = score > 0 ? dropLines(digit) : digit;
+    if (rest === digit) return [];
+    if (score > PLAUSIBLE) return [{ ...candidate, score: score + LINED, digit: rest }];
+    const gone = mapped(digit, (is, i) => (is && !rest.data[i] ? 1 : 0));
+    const lines = mapped(slidingMax(gone, 3), (is, i) => (is && !rest.data[i] ? 1 : 0));
+    return findCandidates(gray, isDark, WINDOW, 0, lines).filter(
+      (found) => found.score > PLAUSIBLE && 2 * sum(mapped(rest, (is, i) => is & found.digit.data[i]).data) > sum(rest.data),
+    );
   });
 }
 
