@@ -214,15 +214,15 @@ def choose(candidates: list[Candidate]) -> Candidate:
 
 
 def leave_out_lines(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Further candidates: the best two of darker and of lighter ink, without the lines of a form that touch them. If
-    one is not plausible with its lines, whose ink may be stronger than the digit's, the lines are painted over and the
-    digit is searched again."""
+    """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If the
+    best two are not plausible with their lines, whose ink may be stronger than the digit's, the lines are painted
+    over, and the digit is searched again."""
     if max(gray.shape) < 64:
         return
     for dark in (True, False):
         same = sorted((other for other in candidates if other[1] == dark), key=preference, reverse=True)
-        for score, _, ink, digit in same[:2]:
-            if score <= 0 or (rest := drop_lines(digit)) is digit:
+        for rank, (score, _, ink, digit) in enumerate(same[:2]):
+            if score <= 0 or (rank == 1 and score > PLAUSIBLE) or (rest := drop_lines(digit)) is digit:
                 continue
             if score > PLAUSIBLE:
                 yield score + LINED, dark, ink, rest

@@ -159,6 +159,13 @@ PROCESSOR = "preprocessor_config.json"
 MISMATCH = "do not match this model: "
 
 
+def test_a_network_of_three_channels_is_refused(tmp_path):
+    VitMnistForImageClassification(VitMnistConfig(num_channels=3)).save_pretrained(tmp_path)
+    VitMnistImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="its processor makes images of one channel, the model takes 3"):
+        load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [

@@ -271,6 +271,7 @@ def test_numbers_stored_as_text_are_sorted_as_numbers(tmp_path):
 
 
 NAMED = datasets.ClassLabel(names=["cat", "dog"])
+TEXT = datasets.Value("string")
 
 
 @pytest.mark.parametrize(
@@ -286,6 +287,7 @@ NAMED = datasets.ClassLabel(names=["cat", "dog"])
         ((NAMED, [0, 1]), (NAMED, [1, 0]), {"num_labels": 3}, "--num_labels 3 contradicts .*, which names 2 classes"),
         ((datasets.Value("string"), ["a", "b"]), (datasets.Value("string"), ["a", "b"]), {"num_labels": 3}, "--num_l"),
         ((NAMED, [0, 1]), (NAMED, [0, None]), {}, "Image 1 of the test split has no label"),
+        ((TEXT, ["a", "b"]), (TEXT, ["a", ""]), {}, "Image 1 of the test split has no label"),
         ((datasets.Value("string"), ["a", "b"]), (datasets.Value("string"), [None, "b"]), {}, "Image 0 of the test"),
         ((datasets.Value("int64"), [1, 10]), (datasets.Value("int64"), [1, 2]), {}, "Label 10 .*--num_labels 11"),
         (
@@ -341,6 +343,15 @@ def test_mnist_is_recognized_before_it_is_deskewed(few, tmp_path, monkeypatch, d
 def test_sample_is_balanced_and_named(sample):
     assert sample["test"].labels.bincount().tolist() == [100] * 10
     assert sample["test"].source == SAMPLE.name
+
+
+def test_only_the_sample_has_its_name(few, tmp_path):
+    """A copy of the sample is the sample, whatever its folder is called. Other images are not."""
+    shutil.copytree(SAMPLE, tmp_path / "copy")
+    (tmp_path / "mine" / SAMPLE.name).mkdir(parents=True)
+    write_idx(tmp_path / "mine" / SAMPLE.name, few)
+    assert load(tmp_path / "copy", splits=["test"])["test"].source == SAMPLE.name
+    assert load(tmp_path / "mine" / SAMPLE.name, splits=["test"])["test"].source == f"mine/{SAMPLE.name}"
 
 
 def test_offline_default_is_the_sample_with_one_warning(caplog, monkeypatch):

@@ -143,7 +143,14 @@ def test_transparent_pixels_show_the_background():
     white[..., :3] = 255
     for image in (PIL.Image.fromarray(white), white, white / 255):
         assert np.array_equal(grayscale(image) > 0, ink[None, ..., 3] > 0)
-    assert (grayscale(np.zeros((28, 28, 4), np.uint8)) == 255).all()
+    noise = np.random.default_rng(0).integers(245, 256, (28, 28, 1), np.uint8)
+    for level in (240, 250, 254, noise):
+        white[..., :3] = level
+        for image in (white, white / 255):
+            brightest = 1 if image.dtype == float else 255
+            assert grayscale(image)[0, 0, 0] == 0 and grayscale(image)[0, 10, 13] > 0.9 * brightest
+    faint = np.where(ink[..., 3:] > 0, np.uint8([0, 0, 0, 20]), np.uint8(0))  # on black, it could not be seen either
+    assert grayscale(faint)[0, 0, 0] == 255 and (grayscale(np.zeros((28, 28, 4), np.uint8)) == 255).all()
     half = np.array([[[0, 0, 0, 0.5]]], np.float32).repeat(28, 0).repeat(28, 1)
     assert grayscale(half)[0, 0, 0] == pytest.approx(0.5)
     palette = PIL.Image.fromarray(digit_like() // 2).convert("P")

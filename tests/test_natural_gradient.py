@@ -63,12 +63,13 @@ def test_steps_are_bounded():
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.3, 0.0, -0.4]))
 
 
-def test_the_warmup_is_adams():
+@pytest.mark.parametrize("options", [{}, {"betas": (0.5, 0.7), "eps": 0.1}])
+def test_the_warmup_is_adams(options):
     torch.manual_seed(0)
     start = torch.randn(5)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    natural = NaturalGradient([ours], lr=0.03, adam_steps=10)
-    adam = torch.optim.Adam([theirs], lr=0.03, betas=(0.9, 0.99))
+    natural = NaturalGradient([ours], lr=0.03, adam_steps=10, **options)
+    adam = torch.optim.Adam([theirs], lr=0.03, **({"betas": (0.9, 0.99)} | options))
     for _ in range(10):
         for weight, optimizer in ((ours, natural), (theirs, adam)):
             optimizer.zero_grad()
@@ -151,6 +152,7 @@ def test_large_networks_are_refused(tmp_path):
         ({"damping": 0.0}, "damping must be positive and finite, got 0"),
         ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] must lie in \[0, 1\)"),
     ],
 )
 def test_impossible_options_are_named(options, says):

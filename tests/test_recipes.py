@@ -35,6 +35,7 @@ NARROW = {
 NATURAL = NARROW | {
     "optim": "natural_gradient", "learning_rate": 0.05, "damping": 0.01, "final_damping": 0.0005,
     "fisher_update_interval": 200, "fisher_batch_size": 2048, "warmup_steps": 215, "eval_strategy": "epoch",
+    "adam_beta1": 0.9, "adam_beta2": 0.99,
     "save_strategy": "epoch",
 }  # fmt: skip
 SMALL = {
@@ -280,6 +281,8 @@ OUT_OF_RANGE = {
         ("--optim=galore_adamw", "for large networks"),
         ("--optim=grokadamw", "pip install grokadamw"),
         ("--optim_args=momentum=0.9", "--optim adam: --optim_args momentum has no effect"),
+        ("--optim=natural_gradient --optim_args=eps=0.5", "--optim natural_gradient: --optim_args eps has no effect"),
+        ("--optim_args=eps=0.5", "--optim adam: --optim_args eps has no effect"),
         ("--optim=sgd --optim_args=momentun=0.9", "--optim sgd: --optim_args momentun has no effect"),
         ("--optim=natural_gradient --weight_decay=0.1", "natural_gradient has no weight decay"),
         (

@@ -98,6 +98,34 @@ def test_without_a_test_split_a_sixth_of_train_is_held_out(shards):
     assert len(set().union(*parts)) == 600
 
 
+@pytest.mark.parametrize(("size", "expected"), [(0.2, 100), (100, 100), (None, 500 / 12), (0.9, 450)])
+def test_a_fraction_for_validation_is_of_what_the_test_split_leaves(size, expected, shards):
+    """As in memory, but drawn by chance: within four standard deviations of a binomial distribution."""
+    (shards / "test-0-of-1.parquet").unlink()
+    whole = load_images(DataArguments(dataset_name=str(shards), validation_size=size), PROCESSOR)
+    assert len(whole["validation"]) == round(expected)
+    streamed = len(stream(shards, validation_size=size)["validation"])
+    assert abs(streamed - expected) < 4 * (expected * (1 - expected / 600)) ** 0.5
+
+
+@pytest.mark.parametrize("do_deskew", [False, True])
+def test_full_mnist_is_recognized_in_a_stream(mnist, do_deskew):
+    processor = VitMnistImageProcessor(do_deskew=do_deskew)
+    digits = stream_images(DataArguments(dataset_name=str(mnist), streaming=True, max_eval_samples=100), processor)
+    assert {split.source for split in digits.values()} == {"ylecun/mnist"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_that_are_nearly_black_are_named(streaming, tmp_path, caplog):
+    images = np.random.default_rng(0).integers(0, 2, (40, 28, 28), dtype=np.uint8)  # masks of 0 and 1
+    features = datasets.Features({"image": datasets.Array2D((28, 28), "uint8"), "label": datasets.Value("int64")})
+    masks = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 20}, features)
+    datasets.DatasetDict({"train": masks, "test": masks}).save_to_disk(tmp_path / "masks")
+    args = DataArguments(dataset_name=str(tmp_path / "masks"), streaming=streaming)
+    (stream_images if streaming else load_images)(args, PROCESSOR)
+    assert "is brighter than 1 of 255" in caplog.text
+
+
 def test_limits(shards):
     digits = stream(shards, max_train_samples=40, max_eval_samples=7)
     assert [len(digits[split]) for split in ("train", "validation", "test")] == [40, 7, 7]

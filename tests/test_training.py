@@ -155,6 +155,29 @@ def test_the_classes_are_named_before_training(sample, tmp_path, capsys):
     assert "\nClasses: anna, ben, carla\n" in capsys.readouterr().out
 
 
+def test_one_class_is_refused_before_training(tmp_path):
+    digits = datasets.load_dataset(str(SAMPLE), split="train[:30]").to_dict()
+    digits["label"] = [0] * 30
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["seven"])})
+    datasets.Dataset.from_dict(digits, features).save_to_disk(tmp_path / "sevens")
+    with pytest.raises(UsageError, match="two classes or more, the dataset has 1: seven"):
+        train(*arguments(tmp_path / "run", f"--dataset_name={tmp_path / 'sevens'}", "--max_steps=1"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--load_best_model_at_end=no"], ", epoch 2, the last\n"),
+        (["--metric_for_best_model=loss"], ", selected by loss\n"),
+    ],
+)
+def test_what_selected_the_epoch_is_said(flags, says, tmp_path, capsys):
+    train(*arguments(tmp_path / "run", "--recipe=configs/adam.yaml", "--num_train_epochs=2", *flags))
+    out = capsys.readouterr().out
+    assert says in out and "Best accuracy" not in out
+    assert ("  best\n" in out) == ("loss" in flags[0])
+
+
 def test_the_best_epoch_on_validation_is_kept(finished):
     folder, results = finished
     history = json.loads((folder / "history.json").read_text())["log_history"]

@@ -692,7 +692,7 @@ def wait_for_picture(page, gray: np.ndarray):
     np.testing.assert_array_equal(page.pixels("#step-upright canvas")[..., 3].flatten(), framed)
 
 
-@pytest.mark.parametrize("ink", [0, 40, 255])
+@pytest.mark.parametrize("ink", [0, 40, 245, 255])
 def test_ink_on_transparent_paper_is_seen(page, tmp_path, ink):
     pixels = np.full((280, 280, 4), ink, np.uint8)
     pixels[..., 3] = sketch("2", 255, 0)

@@ -39,7 +39,7 @@ class VitMnistPatchEmbeddings(nn.Module):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values must have shape (batch, {self.num_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}. The image processor makes them from any image."
+                f"got {tuple(pixel_values.shape)}. The image processor makes gray images of one channel."
             )
         height, width = pixel_values.shape[2:]
         if height % self.patch_size or width % self.patch_size:

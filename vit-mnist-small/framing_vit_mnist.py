@@ -108,13 +108,13 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     candidates = [*find_candidates(working, True), *find_candidates(working, False)]
     if max(working.shape) >= 64:
         candidates += search_again(working, candidates)
-    candidates = [*candidates, *leave_out_lines(candidates)]
+    candidates = [*candidates, *leave_out_lines(working, candidates)]
     if not candidates:
         return Framing(blank, "the image is blank")
     score, dark, ink, digit = best = choose(candidates)
     on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
     if on_sheet:
-        candidates = [*on_sheet, *leave_out_lines(on_sheet)]
+        candidates = [*on_sheet, *leave_out_lines(working, on_sheet)]
         score, dark, ink, digit = best = choose(candidates)
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
@@ -144,9 +144,11 @@ def is_framed_as_mnist(gray: np.ndarray) -> bool:
     return max(bottom - top, right - left) in (19, 20) and all(13.48 <= middle <= 14.5 for middle in center)
 
 
-def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thickening: int = 0) -> Iterator[Candidate]:
+def find_candidates(
+    gray: np.ndarray, dark: bool, window: float = WINDOW, thickening: int = 0, lines: np.ndarray | None = None
+) -> Iterator[Candidate]:
     """All that may be the digit, if the ink is darker than the paper, or lighter; after its lines are thickened to at
-    least `thickening` pixels.
+    least `thickening` pixels, or after `lines`, a mask, are painted over with paper.
 
     Ink is what a closing adds: it fills whatever is narrower than its window, which is a part of the longer side, and
     keeps lamps, tables and most of a shadow (a black top-hat; Serra, 1982, "Image Analysis and Mathematical
@@ -158,6 +160,7 @@ def find_candidates(gray: np.ndarray, dark: bool, window: float = WINDOW, thicke
     gray = gray if is_small else blur(gray)
     size = int((WIDE if is_drawing else window) * max(gray.shape)) | 1
     paper = sliding_min(sliding_max(gray, size), size)
+    gray = gray if lines is None else np.where(lines, paper, gray)
     ink = ((paper - gray).astype(np.int32) * 255 // (np.maximum(paper, 96) if dark else 255)).astype(np.uint8)
     ordered = np.sort(ink, axis=None, kind="stable")  # a radix sort: many times as fast as the default
     strongest = int(ordered[-20 if ink.size > 20_000 else -1])
@@ -210,12 +213,24 @@ def choose(candidates: list[Candidate]) -> Candidate:
     return around if preference(around) > max(preference(best) - HOLE, 0) else best
 
 
-def leave_out_lines(candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them."""
-    of_each = ([candidate for candidate in candidates if candidate[1] == dark] for dark in (True, False))
-    for score, dark, ink, digit in [max(same, key=preference) for same in of_each if same]:
-        if score > PLAUSIBLE and max(digit.shape) >= 64 and (rest := drop_lines(digit)) is not digit:
-            yield score + LINED, dark, ink, rest
+def leave_out_lines(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
+    """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If the
+    best two are not plausible with their lines, whose ink may be stronger than the digit's, the lines are painted
+    over, and the digit is searched again."""
+    if max(gray.shape) < 64:
+        return
+    for dark in (True, False):
+        same = sorted((other for other in candidates if other[1] == dark), key=preference, reverse=True)
+        for rank, (score, _, ink, digit) in enumerate(same[:2]):
+            if score <= 0 or (rank == 1 and score > PLAUSIBLE) or (rest := drop_lines(digit)) is digit:
+                continue
+            if score > PLAUSIBLE:
+                yield score + LINED, dark, ink, rest
+                continue
+            lines = (sliding_max((digit & ~rest).astype(np.uint8), 3) > 0) & ~rest
+            for found in find_candidates(gray, dark, lines=lines):
+                if found[0] > PLAUSIBLE and 2 * np.count_nonzero(found[3] & rest) > np.count_nonzero(rest):
+                    yield found
 
 
 def plausibility(

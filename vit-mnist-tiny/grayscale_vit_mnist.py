@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -19,6 +19,7 @@ MNIST_BOX = 20 / 28
 URL = ("http://", "https://")
 URL_TIMEOUT = 60  # seconds without an answer
 MAX_IMAGE_PIXELS = 2**26  # of an image before it is decoded: the largest photos of common cameras
+LEAST_RANGE = 32  # of the gray levels of something that is drawn on transparency, of 255
 # Formats that are not opened. The first six need other programs, or code that is not there. Of the last two, Pillow
 # decompresses any amount of data, before it is known how large the image is.
 NOT_OPENED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "FITS", "ICO"}
@@ -206,7 +207,7 @@ def _on_paper(image: PIL.Image.Image, level: int) -> PIL.Image.Image:
 
 
 def _is_blank(image: PIL.Image.Image) -> bool:
-    return image.getcolors(1) is not None  # it has one color
+    return all(high - low < LEAST_RANGE for low, high in cast(list[tuple[int, int]], image.getextrema()))
 
 
 def _split_array(array: np.ndarray, background: int, data_format: str | None = None) -> Iterator[np.ndarray]:
@@ -233,7 +234,8 @@ def _split_array(array: np.ndarray, background: int, data_format: str | None = N
     if channels in (2, 4):
         alpha, levels = array[..., -1:], (background, 255 - background)
         array, opposite = (array[..., :-1] * alpha + np.float32(level / 255) * (1 - alpha) for level in levels)
-        if array.min() == array.max() and opposite.min() < opposite.max():
+        ranges = [255 * np.ptp(drawn, axis=(0, 1)).max() for drawn in (array, opposite)]
+        if ranges[0] < LEAST_RANGE <= ranges[1]:
             array = opposite
     if array.ndim == 2 or array.shape[-1] == 1:
         yield array.reshape(array.shape[:2])

@@ -392,19 +392,20 @@ function choose(candidates) {
 }
 
 /**
- * Further candidates: the best two of darker and of lighter ink, without the lines of a form that touch them. If one is
- * not plausible with its lines, whose ink may be stronger than the digit's, the lines are painted over and the digit is
- * searched again.
+ * Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If the best
+ * two are not plausible with their lines, whose ink may be stronger than the digit's, the lines are painted over, and the
+ * digit is searched again.
  */
 function leaveOutLines(gray, candidates) {
   if (Math.max(gray.width, gray.height) < 64) return [];
   const best = [true, false].flatMap((isDark) => {
     const same = candidates.filter((candidate) => candidate.isDark === isDark);
-    return same.sort((one, other) => preference(other) - preference(one)).slice(0, 2);
+    const [first, second] = same.sort((one, other) => preference(other) - preference(one));
+    return [first, second?.score > PLAUSIBLE ? undefined : second].filter((candidate) => candidate?.score > 0);
   });
   return best.flatMap((candidate) => {
     const { score, isDark, digit } = candidate;
-    const rest = score > 0 ? dropLines(digit) : digit;
+    const rest = dropLines(digit);
     if (rest === digit) return [];
     if (score > PLAUSIBLE) return [{ ...candidate, score: score + LINED, digit: rest }];
     const gone = mapped(digit, (is, i) => (is && !rest.data[i] ? 1 : 0));

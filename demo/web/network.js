@@ -1,5 +1,5 @@
 // The network view: one digit through every stage. The state (checkpoint, image, step, chosen number, changed weights)
-// is here; stages.js says what is shown, explain.js what each number was made of, inspector.js shows a chosen number.
+// is here; stages.js says what is shown, terms.js what each number was made of, inspector.js shows a chosen number.
 
 import { CHECKPOINTS, loadNetwork } from "./checkpoints.js";
 import { EXAMPLES } from "./digits.js";

@@ -4,6 +4,7 @@ import { find } from "./dom.js";
 import { toGray } from "./frame.js";
 
 const LONGEST_SIDE = 2048; // pixels: larger pictures are shrunk first
+const LEAST_RANGE = 32; // of the gray levels of something that is drawn on transparency, of 255
 
 /**
  * The gray levels {width, height, data} of a file or a video frame, as the image processor computes them, and a canvas
@@ -29,10 +30,14 @@ export async function readPicture(source) {
     return readGray(canvas);
   };
   let gray = drawOn("#fff");
-  if (gray.data.every((level) => level === gray.data[0])) gray = drawOn("#000");
+  // What is nearly white and drawn on transparency is seen on black.
+  if (rangeOf(gray) < LEAST_RANGE) gray = drawOn(rangeOf(drawOn("#000")) < LEAST_RANGE ? "#fff" : "#000");
   bitmap.close();
   return { canvas, gray };
 }
+
+const rangeOf = ({ data }) =>
+  data.reduce((most, level) => Math.max(most, level), 0) - data.reduce((least, level) => Math.min(least, level), 255);
 
 /** What is read of a canvas: its gray levels. */
 export const readGray = (canvas) => toGray(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height));

@@ -192,13 +192,15 @@ def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> Vit
 
 def check_usable(name: str, model: VitMnistForImageClassification, processor: VitMnistImageProcessor) -> None:
     """Raise [`UsageError`] for weights that are not finite, a problem as in [`check_problem`], or a processor that
-    makes images of another size than the model's."""
+    makes images of another size or number of channels than the model's."""
     check_problem(name, model.config)
     fault, image_size = find_non_finite(model), model.config.image_size
     size = (processor.size["height"], processor.size["width"])
     resizes = processor.do_resize or processor.do_center or processor.do_frame
     if not fault and resizes and size != (image_size, image_size):
         fault = f"its processor makes images of {size[0]}x{size[1]}, the model takes {image_size}x{image_size}"
+    if not fault and model.config.num_channels != 1:
+        fault = f"its processor makes images of one channel, the model takes {model.config.num_channels}"
     if fault:
         raise UsageError(f"Cannot use the checkpoint in {name}: {fault}.")
 

@@ -1,5 +1,6 @@
 """Datasets as they come: from the Hub, a folder, or the bundled sample."""
 
+import filecmp
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ def is_sample(args: DataArguments) -> bool:
     """Whether [`load_raw`] will take the bundled sample: it is named, or nothing is, MNIST is not cached, and the Hub
     cannot be reached."""
     if name := args.dataset_name or os.environ.get(DATASET_VARIABLE):
-        return Path(name).resolve() == SAMPLE.resolve()
+        return _holds_sample(Path(name))
     return not _cache_folder(DEFAULT_DATASET).is_dir() and (
         huggingface_hub.constants.is_offline_mode() or not _hub_is_reachable()
     )
@@ -51,7 +52,7 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
             )
             raw, name = load_from_folder(SAMPLE, args.streaming), SAMPLE.name
     elif Path(name).exists():
-        raw, name = load_from_folder(Path(name), args.streaming), printable(Path(name).resolve().name)
+        raw, name = load_from_folder(Path(name), args.streaming), _folder_name(Path(name).resolve())
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
         raw = _load_from_hub(name, args.streaming)
     else:
@@ -68,6 +69,18 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
     if others := sorted(set(raw) - set(SPLITS)):
         logger.warning("Not using the splits %s of %s.", ", ".join(others), name)
     return raw, name
+
+
+def _folder_name(folder: Path) -> str:
+    """What a dataset in a folder is called. Only the bundled sample, or a copy, has the sample's name."""
+    if _holds_sample(folder):
+        return SAMPLE.name
+    return printable(f"{folder.parent.name}/{folder.name}" if folder.name == SAMPLE.name else folder.name)
+
+
+def _holds_sample(folder: Path) -> bool:
+    files = [str(file.relative_to(SAMPLE)) for file in SAMPLE.rglob("*.parquet")]
+    return len(filecmp.cmpfiles(SAMPLE, folder, files, shallow=False)[0]) == len(files)
 
 
 def _cache_folder(name: str) -> Path:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_STREAMED_VALIDATION = 5_000
 # MD5 of the uncompressed train-images-idx3-ubyte and t10k-images-idx3-ubyte of LeCun, Cortes and Burges.
 MNIST_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
+MNIST_START = 1000  # images of a stream that are compared
+MNIST_START_MD5 = "797376ef78daac436057679b4536cf4d"
 
 
 def load_images(
@@ -85,6 +87,9 @@ def stream_images(
     if len(splits) > 1:
         for name in dict.fromkeys(origins.values()):
             whole[name].survey()
+    if "train" in whole and _starts_as_mnist(whole["train"]):
+        for stream in whole.values():
+            stream.source = DEFAULT_DATASET
     ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args) if held_out else {}
 
     streams: dict[str, ImageDataset | ImageStream] = {}
@@ -185,11 +190,15 @@ def _check_held_out(size: float, total: int, split: str) -> None:
 def _hash_ranges(hashes: np.ndarray, held_out: list[str], args: DataArguments) -> dict[str, tuple[int, int]]:
     """The range of hashes of each part of the train split."""
     total = len(hashes)
-    size = args.validation_size or min(total / 12, MAX_STREAMED_VALIDATION) / total
-    shares = {"test": 1 / 6, "validation": size if size < 1 else size / total}
+    left = total - total // 6 if "test" in held_out else total
+    size = args.validation_size
+    if size is None:
+        size = min(left / 12, MAX_STREAMED_VALIDATION)
+    elif size < 1:
+        size *= left
+    shares = {"test": 1 / 6, "validation": size / total}
     if "validation" in held_out:
-        rest = 1 - shares["test"] if "test" in held_out else 1
-        _check_held_out(_validation_size(total, args), round(rest * total), "validation")
+        _check_held_out(_validation_size(left, args), left, "validation")
     parts = [*held_out, "train"]
     ends = list(accumulate(shares[split] for split in held_out))
     bounds = [0, *(round(end * 2**32) for end in ends), 2**32]
@@ -230,3 +239,13 @@ def _recognize_mnist(loaded: dict[str, ImageDataset]) -> None:
             header = struct.pack(">4I", 0x803, *dataset.images.shape)
             if hashlib.md5(header + dataset.images.numpy().tobytes()).hexdigest() == MNIST_MD5[split]:
                 dataset.source = DEFAULT_DATASET
+
+
+def _starts_as_mnist(stream: ImageStream) -> bool:
+    """Whether a stream that has been counted has as many images as MNIST's train split, and its first ones."""
+    if stream.surveyed is None or len(stream.surveyed.hashes) != 60_000:
+        return False
+    plain = copy.copy(stream.processor)
+    plain.do_deskew = False
+    start = replace(stream, processor=plain, limit=MNIST_START).take().images
+    return hashlib.md5(start.numpy().tobytes()).hexdigest() == MNIST_START_MD5

@@ -4,6 +4,7 @@ A stream cannot be split by index. A hash of each encoded image decides whether 
 same in any order and in any folder."""
 
 import functools
+import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,10 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from .arguments import DataArguments
 from .images import ImageDataset, check_labels, decode_images, read_encoded, without_decoding
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 1000  # images read at a time
+NEARLY_BLACK = 16  # of 255
 SHUFFLE_BUFFER = 50_000  # images among which the next ones are drawn: about MNIST's size, and 40 MB
 MAX_SHARDS = 1000  # up to so many files are read in random order
 MIN_PARTS = 64  # fewer files are split further, if `datasets` can
@@ -131,7 +135,13 @@ class ImageStream(torch.utils.data.IterableDataset):
                     break
         if not taken:
             raise UsageError(f"No image of the {self.split} split of {self.source} can be read.")
-        return replace(ImageDataset.concatenate(taken).take(limit), is_held_out=self.is_held_out)
+        images = ImageDataset.concatenate(taken).take(limit)
+        if not self.processor.do_frame and (brightest := int(images.images.max())) < NEARLY_BLACK:
+            logger.warning(
+                "No pixel of the %s split of %s is brighter than %d of 255: scale the images to 255, or to 65535 if "
+                "they have 16 bits.", self.split, self.source, brightest,
+            )  # fmt: skip
+        return replace(images, is_held_out=self.is_held_out)
 
     def survey(self) -> Survey:
         """Read all images once: find their hashes and labels, and check the labels. Images are decoded only if those
@@ -156,8 +166,9 @@ class ImageStream(torch.utils.data.IterableDataset):
                     start += len(images)
                     progress.update(len(images))
             if not hashes:
-                of_source = f"{place} of {self.source}"
-                raise UsageError(f"No image of {of_source} can be read." if start else f"T{of_source[1:]} is empty.")
+                if not start:
+                    raise UsageError(f"The {self.split} split of {self.source} is empty.")
+                raise UsageError(f"No image of {place} of {self.source} can be read.")
             self.surveyed = Survey(np.array(hashes, np.uint32), found)
         return self.surveyed
 
@@ -209,7 +220,7 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _classes(self, labels: list, start: int, place: str) -> np.ndarray:
         """Classes (int64) of labels, which begin at image `start` of `place`, or [`UsageError`]. Text labels that have
         not been surveyed have no classes yet."""
-        missing = [index for index, label in enumerate(labels) if label is None or label != label]  # None, NaN
+        missing = [index for index, label in enumerate(labels) if label in (None, "") or label != label]  # NaN
         if missing:
             raise UsageError(f"Image {start + missing[0]} of {place} has no label.")
         if not self.names:

@@ -208,9 +208,8 @@ def view_framing(subject: Subject) -> None:
     deskewed, if the checkpoint deskews."""
     args, data_args = subject.args, subject.data_args
     files = find_images(args.image)
-    if max(len(files), 0 if files else len(args.index)) > MAX_FRAMED:
-        given = len(files) or len(args.index)
-        raise UsageError(f"The view 'framing' takes up to {MAX_FRAMED} images, got {given}: pass fewer --image.")
+    if (given := len(files) or len(args.index)) > MAX_FRAMED:
+        raise UsageError(f"The view 'framing' takes up to {MAX_FRAMED} images, got {given}: pass fewer.")
     caption = f"Framed by the processor of {subject.name}."
     check_output(subject.target("framing", caption)["path"], files)
     processor = copy.copy(subject.processor)

@@ -35,7 +35,8 @@ class EpochReportCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
-            best = "  best" if self.selects and is_best(args, state, metrics) else ""
+            selects = self.selects and args.load_best_model_at_end
+            best = "  best" if selects and is_best(args, state, metrics) else ""
             epoch = state.epoch or 0
             total = epoch * state.max_steps / state.global_step if state.global_step else state.num_train_epochs
             tqdm.write(

@@ -21,7 +21,9 @@ WHITENING_IMAGES = 10_000
 
 def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClassification:
     """A new network for the classes `names`, or a checkpoint with a head for these classes. Raises [`UsageError`] for
-    an impossible network, or a folder that holds no such checkpoint."""
+    an impossible network, fewer than two classes, or a folder that holds no such checkpoint."""
+    if len(names) < 2:
+        raise UsageError(f"A classifier needs two classes or more, the dataset has {len(names)}: {', '.join(names)}.")
     options: dict[str, Any] = {"attn_implementation": args.attn_implementation}
     if args.model_name_or_path:
         options["dtype"] = torch.float32  # whatever the checkpoint has: updates are too small for half precision

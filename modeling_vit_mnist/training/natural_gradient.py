@@ -31,6 +31,7 @@ class NaturalGradient(torch.optim.Optimizer):
         fisher_decay (`float`): Decay of the moving average of the matrix, in [0, 1).
         max_step_norm (`float`): Maximum Euclidean norm of a step.
         adam_steps (`int`): Steps before the first `update_fisher` is needed.
+        betas, eps: Of Adam, for these steps, as in `torch.optim.Adam`.
 
     Raises:
         ValueError: a value out of range, several groups, or too many parameters.
@@ -40,8 +41,10 @@ class NaturalGradient(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float = 0.05, momentum: float = 0.9, damping: float = 0.01,
         fisher_decay: float = 0.5, max_step_norm: float = 0.5, adam_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8,
     ):  # fmt: skip
-        for name, value in (("momentum", momentum), ("fisher_decay", fisher_decay)):
+        shares = {"momentum": momentum, "fisher_decay": fisher_decay, "betas[0]": betas[0], "betas[1]": betas[1]}
+        for name, value in shares.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value:g}.")
         for name, value in (("lr", lr), ("damping", damping), ("max_step_norm", max_step_norm)):
@@ -49,7 +52,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 raise ValueError(f"{name} must be positive and finite, got {value:g}.")
         defaults = {
             "lr": lr, "momentum": momentum, "damping": damping, "fisher_decay": fisher_decay,
-            "max_step_norm": max_step_norm, "adam_steps": adam_steps,
+            "max_step_norm": max_step_norm, "adam_steps": adam_steps, "betas": betas, "eps": eps,
         }  # fmt: skip
         super().__init__(params, defaults)
         self.params = self.param_groups[0]["params"]
@@ -86,18 +89,19 @@ class NaturalGradient(torch.optim.Optimizer):
         gradient = torch.cat([param.grad.flatten() for param in self.params])  # (parameters,)
         state["step"] = state.get("step", 0) + 1
         if state["step"] <= group["adam_steps"]:
-            update = self._adam(gradient, state)
+            update = self._adam(gradient, state, group)
         else:
             update = self._natural(gradient, state, group)
         pieces = [piece.view_as(param) for piece, param in zip(update.split(self.sizes), self.params, strict=True)]
         torch._foreach_add_(self.params, pieces, alpha=-group["lr"])
         return loss
 
-    def _adam(self, gradient: torch.Tensor, state: dict, betas: tuple[float, float] = (0.9, 0.99)) -> torch.Tensor:
+    def _adam(self, gradient: torch.Tensor, state: dict, group: dict) -> torch.Tensor:
+        betas = group["betas"]
         mean = state.setdefault("exp_avg", torch.zeros_like(gradient)).lerp_(gradient, 1 - betas[0])
         square = state.setdefault("exp_avg_sq", torch.zeros_like(gradient)).lerp_(gradient**2, 1 - betas[1])
         mean, square = mean / (1 - betas[0] ** state["step"]), square / (1 - betas[1] ** state["step"])
-        return mean / (square.sqrt() + 1e-8)
+        return mean / (square.sqrt() + group["eps"])
 
     def _natural(self, gradient: torch.Tensor, state: dict, group: dict) -> torch.Tensor:
         if "fisher" not in state:

@@ -149,12 +149,13 @@ def try_out(args: Any) -> None:
     kind: Any = torch.optim.Adam
     options: Any = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     with naming(f"--optim {getattr(args.optim, 'value', args.optim)}: "):
+        unused = {item.partition("=")[0].strip() for item in (args.optim_args or "").split(",")} - {""}
         if args.optim not in OWN_OPTIMIZERS:
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            unused -= options.keys()
         optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
-        names = {item.partition("=")[0].strip() for item in (args.optim_args or "").split(",")} - {""}
-        if unknown := sorted(names - options.keys()):
-            raise ValueError(f"--optim_args {unknown[0]} has no effect")
+        if unused:
+            raise ValueError(f"--optim_args {min(unused)} has no effect")
     with naming(f"--lr_scheduler_type {schedule} with --lr_scheduler_kwargs {args.lr_scheduler_kwargs}: "):
         options = args.lr_scheduler_kwargs or {}
         if schedule in ("reduce_lr_on_plateau", "greedy"):  # they watch the metric, by default for a fall

@@ -115,7 +115,7 @@ def _train(
     if results is not None:
         if is_main:
             print(f"This run has already finished in {printable(str(folder))} (--overwrite trains it again).")
-            print_results(results, args.metric_for_best_model)
+            print_results(results, args)
             push_finished(args)
         return results
     if augmentation.num_added:
@@ -167,7 +167,7 @@ def _train(
     }
     if is_main:
         save_run(trainer, run, results, args)
-        print_results(results, args.metric_for_best_model)
+        print_results(results, args)
         print(f"Saved to {printable(str(folder))}")
         push_finished(args)
     return results
@@ -270,9 +270,13 @@ def describe_device(args: VitMnistTrainingArguments) -> str:
     return name if args.world_size == 1 else f"{args.world_size} processes, each {name}"
 
 
-def print_results(results: dict[str, Any], metric: str | None) -> None:
-    """The facts that the original system printed at its end. `metric` has selected the epoch."""
-    name, reason = ("Best accuracy", "") if metric == "accuracy" else ("Accuracy", f", selected by {metric}")
+def print_results(results: dict[str, Any], args: VitMnistTrainingArguments) -> None:
+    """The facts that the original system printed at its end."""
+    name, reason = "Accuracy", f", selected by {args.metric_for_best_model}"
+    if not args.load_best_model_at_end:
+        reason = ", the last"
+    elif args.metric_for_best_model == "accuracy":
+        name, reason = "Best accuracy", ""
     print(f"{name}: {results['eval_accuracy']:.2%} on validation, epoch {results['best_epoch']:g}{reason}")
     print(f"Test accuracy: {results['test_accuracy']:.2%} of {results['test_samples']:,} images")
     print(f"Ended at: {results['ended_at']}")

@@ -161,13 +161,13 @@ class VitMnistTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model=None):
+        adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
         if args.optim == "adam":
-            options = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon, "fused": True}
-            return torch.optim.Adam, {"lr": args.learning_rate, **options}
+            return torch.optim.Adam, {"lr": args.learning_rate, "fused": True, **adam}
         if args.optim == "natural_gradient":
             # One group, in the order of `per_sample_gradients`.
             params = list(model.parameters())
-            return NaturalGradient, {"params": params, "lr": args.learning_rate, "damping": args.damping}
+            return NaturalGradient, {"params": params, "lr": args.learning_rate, "damping": args.damping, **adam}
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
