@@ -19,9 +19,8 @@ from .morphology_vit_mnist import (
     darkness_around,
     drop_lines,
     enclose,
-    fill_spans,
     find_runs,
-    is_parallelogram,
+    find_sheet,
     is_two_level,
     label_runs,
     magnify,
@@ -273,19 +272,9 @@ def plausibility(
 def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:
     """All that may be the digit, if the mask is a sheet of paper or a board in a large image: a parallelogram with
     something in it."""
-    if max(mask.shape) < 64:
-        return
-    # Wide parts of a sheet are no ink: the mask lacks them.
-    level = percentile(gray[mask], 50)
-    middle = (level + percentile(gray[(sliding_max(mask.astype(np.uint8), 7) > 0) & ~mask], 50)) / 2
-    top, bottom, left, right = bounds(mask)
-    sheet = np.zeros_like(mask)
-    sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
-    filled = fill_spans(sheet)
-    area = np.count_nonzero(filled)
-    if area - np.count_nonzero(sheet) > 0.03 * area and is_parallelogram(filled):
-        inside = sliding_min(filled.astype(np.uint8), 5) > 0
-        yield from find_candidates(np.where(inside, gray, level).astype(np.uint8), dark)
+    if max(mask.shape) >= 64 and (sheet := find_sheet(gray, mask, dark)) is not None:
+        inside = sliding_min(sheet.astype(np.uint8), 5) > 0
+        yield from find_candidates(np.where(inside, gray, percentile(gray[mask], 50)).astype(np.uint8), dark)
 
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:

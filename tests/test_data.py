@@ -346,11 +346,11 @@ def test_sample_is_balanced_and_named(sample):
 
 
 def test_only_the_sample_has_its_name(few, tmp_path):
-    """A copy of the sample is the sample, whatever its folder is called. Other images are not."""
-    shutil.copytree(SAMPLE, tmp_path / "copy")
+    """A copy is the sample, too. Other images in a folder of that name are not."""
+    shutil.copytree(SAMPLE, tmp_path / "copy" / SAMPLE.name)
     (tmp_path / "mine" / SAMPLE.name).mkdir(parents=True)
     write_idx(tmp_path / "mine" / SAMPLE.name, few)
-    assert load(tmp_path / "copy", splits=["test"])["test"].source == SAMPLE.name
+    assert load(tmp_path / "copy" / SAMPLE.name, splits=["test"])["test"].source == SAMPLE.name
     assert load(tmp_path / "mine" / SAMPLE.name, splits=["test"])["test"].source == f"mine/{SAMPLE.name}"
 
 

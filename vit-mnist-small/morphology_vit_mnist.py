@@ -275,6 +275,21 @@ def drop_small(mask: np.ndarray) -> np.ndarray:
     return large
 
 
+def find_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> np.ndarray | None:
+    """The sheet of paper, or the board, that a mask is a part of, as a filled mask: a parallelogram with something in
+    it, which is dark or light. `None` if there is none."""
+    # Wide parts of a sheet are no ink: the mask lacks them.
+    middle = (
+        percentile(gray[mask], 50) + percentile(gray[(sliding_max(mask.astype(np.uint8), 7) > 0) & ~mask], 50)
+    ) / 2
+    top, bottom, left, right = bounds(mask)
+    sheet = np.zeros_like(mask)
+    sheet[top:bottom, left:right] = (gray > middle if dark else gray < middle)[top:bottom, left:right]
+    filled = fill_spans(sheet)
+    area = np.count_nonzero(filled)
+    return filled if area - np.count_nonzero(sheet) > 0.03 * area and is_parallelogram(filled) else None
+
+
 def fill_spans(mask: np.ndarray) -> np.ndarray:
     """The pixels that lie between pixels of the mask both in their row and in their column."""
 

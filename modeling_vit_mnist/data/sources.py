@@ -28,7 +28,7 @@ def is_sample(args: DataArguments) -> bool:
     """Whether [`load_raw`] will take the bundled sample: it is named, or nothing is, MNIST is not cached, and the Hub
     cannot be reached."""
     if name := args.dataset_name or os.environ.get(DATASET_VARIABLE):
-        return _holds_sample(Path(name))
+        return Path(name).resolve() == SAMPLE.resolve()
     return not _cache_folder(DEFAULT_DATASET).is_dir() and (
         huggingface_hub.constants.is_offline_mode() or not _hub_is_reachable()
     )
@@ -72,15 +72,11 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
 
 
 def _folder_name(folder: Path) -> str:
-    """What a dataset in a folder is called. Only the bundled sample, or a copy, has the sample's name."""
-    if _holds_sample(folder):
-        return SAMPLE.name
-    return printable(f"{folder.parent.name}/{folder.name}" if folder.name == SAMPLE.name else folder.name)
-
-
-def _holds_sample(folder: Path) -> bool:
+    """What a dataset in a folder is called. Only the bundled sample and copies of it have the sample's name."""
     files = [str(file.relative_to(SAMPLE)) for file in SAMPLE.rglob("*.parquet")]
-    return len(filecmp.cmpfiles(SAMPLE, folder, files, shallow=False)[0]) == len(files)
+    if folder.name == SAMPLE.name and filecmp.cmpfiles(SAMPLE, folder, files, shallow=False)[0] != files:
+        return printable(f"{folder.parent.name}/{folder.name}")
+    return printable(folder.name)
 
 
 def _cache_folder(name: str) -> Path:
