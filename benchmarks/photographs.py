@@ -29,8 +29,9 @@ KINDS = (
     "plain paper", "ruled paper", "squared paper", "colored paper", "pale ink", "thin pen", "thick pen", "chalk",
     "random colors", "two lamps", "hard shadow", "object beside it", "sheet on a table", "turned", "cropped tightly",
     "small in the picture", "blur and JPEG", "drawing without noise", "line across it", "box across it",
-    "drawing to its edges", "photograph to its edges",
+    "drawing to its edges", "photograph to its edges", "darker line across it", "darker box across it",
 )  # fmt: skip
+PALE = {"pale ink": (0.5, 0.7), "darker line across it": (0.2, 0.6), "darker box across it": (0.2, 0.6)}
 PENS = np.array([(20, 20, 30), (30, 50, 140), (180, 30, 40), (30, 120, 60), (90, 90, 95), (120, 60, 160)])
 PAPERS = np.array([(250, 240, 150), (180, 220, 250), (250, 190, 210), (190, 240, 190)])
 BOARDS = np.array([(40, 80, 60), (45, 50, 55), (30, 60, 110)])
@@ -91,13 +92,13 @@ def choose_colors(kind: str, generator: np.random.Generator) -> tuple[np.ndarray
         generator.choice(PAPERS) if kind == "colored paper" else generator.uniform((225, 222, 205), (250, 248, 245))
     )
     pen = generator.choice(PENS)
-    return paper, pen + (paper - pen) * (generator.uniform(0.5, 0.7) if kind == "pale ink" else 0)
+    return paper, pen + (paper - pen) * (generator.uniform(*PALE[kind]) if kind in PALE else 0)
 
 
 def rule(paper: np.ndarray, ink: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
     """The paper with its lines, as floats."""
     paper = paper.astype(float)
-    if kind in ("line across it", "box across it"):
+    if kind.endswith("across it"):
         print_lines(paper, ink, kind, generator)
     if kind in ("ruled paper", "squared paper"):
         gap = int(generator.integers(14, 40))
@@ -113,10 +114,11 @@ def print_lines(paper: np.ndarray, ink: np.ndarray, kind: str, generator: np.ran
     """Print a line or a box across the digit, in place."""
     rows, columns = (np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0))
     side = max(np.ptp(rows), np.ptp(columns))
-    width, color = int(generator.integers(1, 2 + side // 35)), generator.uniform(40, 140, 3)
+    levels = (0, 40) if kind.startswith("darker") else (40, 140)
+    width, color = int(generator.integers(1, 2 + side // 35)), generator.uniform(*levels, 3)
     margins = generator.uniform(-0.12, 0.3, 4) * side  # from the digit to the box: one at least is within the digit
     margins[generator.integers(4)] = generator.uniform(-0.12, -0.02) * side
-    if kind == "line across it":
+    if kind.endswith("line across it"):
         row = int(generator.uniform(rows[0], rows[-1]))
         paper[row : row + width] = color
     else:

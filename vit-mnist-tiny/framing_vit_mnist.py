@@ -49,9 +49,9 @@ THICKENING = 5  # pixels of the working image that hairlines are thickened to
 THICKENED = 1.5  # how much more plausible a digit of thickened lines must be
 SPECK = 0.04  # of the longer side of the image: smaller is no digit
 LINED = 2.5  # how much more plausible a digit is without lines that touch it
-FILLING = 8  # what a digit that fills the image gains, times its part of the image beyond a quarter
-HOLE = 2.6  # how much less than a hole in it a digit that fills the image may be preferred
-SHEET = 2.4  # how much less plausible than its sheet a digit may be
+FILLING = 8  # preference of a digit that fills the image, per part of the image beyond a quarter
+HOLE = 2.6  # a digit that fills the image may be preferred to a small hole in it by so much less
+SHEET = 2.4  # a digit on a sheet may be less plausible than the sheet by so much
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
 

@@ -18,9 +18,9 @@ const THICKENING = 5; // pixels of the working image that hairlines are thickene
 const THICKENED = 1.5; // how much more plausible a digit of thickened lines must be
 const SPECK = 0.04; // of the longer side of the image: smaller is no digit
 const LINED = 2.5; // how much more plausible a digit is without lines that touch it
-const FILLING = 8; // what a digit that fills the image gains, times its part of the image beyond a quarter
-const HOLE = 2.6; // how much less than a hole in it a digit that fills the image may be preferred
-const SHEET = 2.4; // how much less plausible than its sheet a digit may be
+const FILLING = 8; // preference of a digit that fills the image, per part of the image beyond a quarter
+const HOLE = 2.6; // a digit that fills the image may be preferred to a small hole in it by so much less
+const SHEET = 2.4; // a digit on a sheet may be less plausible than the sheet by so much
 const LEAST_CONTRAST = 16; // between paper and ink, of 255
 const COARSE_SIDE = 768; // pixels of the longer side, which tell in which color a digit is seen
 

@@ -62,8 +62,9 @@ def predict(
         images.split(batch_size), desc="Predict", unit=" batches", leave=False, disable=is_short or None
     ):
         logits.append(model(processor.rescale_and_normalize(batch.to(model.device))).logits.float().cpu())
-    check_finite(torch.cat(logits), describe)
-    return torch.cat(logits)
+    result = torch.cat(logits)
+    check_finite(result, describe)
+    return result
 
 
 def check_finite(logits: torch.Tensor, describe: Callable[[int], str] = "image {}".format) -> None:
