@@ -213,9 +213,9 @@ def choose(candidates: list[Candidate]) -> Candidate:
 
 
 def leave_out_lines(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
-    """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If the
-    best two are not plausible with their lines, whose ink may be stronger than the digit's, the lines are painted
-    over, and the digit is searched again."""
+    """Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If one
+    of the best two is not plausible with its lines, and their ink is stronger than that of the rest, the lines are
+    painted over, and the digit is searched again."""
     if max(gray.shape) < 64:
         return
     for dark in (True, False):
@@ -223,13 +223,14 @@ def leave_out_lines(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[C
         for rank, (score, _, ink, digit) in enumerate(same[:2]):
             if score <= 0 or (rank == 1 and score > PLAUSIBLE) or (rest := drop_lines(digit)) is digit:
                 continue
+            gone = digit & ~rest
             if score > PLAUSIBLE:
                 yield score + LINED, dark, ink, rest
-                continue
-            lines = (sliding_max((digit & ~rest).astype(np.uint8), 3) > 0) & ~rest
-            for found in find_candidates(gray, dark, lines=lines):
-                if found[0] > PLAUSIBLE and 2 * np.count_nonzero(found[3] & rest) > np.count_nonzero(rest):
-                    yield found
+            elif 5 * percentile(ink[gone], 75) >= 6 * percentile(ink[rest], 75):
+                lines = (sliding_max(gone.astype(np.uint8), 3) > 0) & ~rest
+                for found in find_candidates(gray, dark, lines=lines):
+                    if found[0] > PLAUSIBLE and 2 * np.count_nonzero(found[3] & rest) > np.count_nonzero(rest):
+                        yield found
 
 
 def plausibility(

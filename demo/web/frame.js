@@ -392,9 +392,9 @@ function choose(candidates) {
 }
 
 /**
- * Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If the best
- * two are not plausible with their lines, whose ink may be stronger than the digit's, the lines are painted over, and the
- * digit is searched again.
+ * Further candidates: the best of darker and of lighter ink, without the lines of a form that touch them. If one of
+ * the best two is not plausible with its lines, and their ink is stronger than the rest's, the lines are painted over, and
+ * the digit is searched again.
  */
 function leaveOutLines(gray, candidates) {
   if (Math.max(gray.width, gray.height) < 64) return [];
@@ -404,11 +404,12 @@ function leaveOutLines(gray, candidates) {
     return [first, second?.score > PLAUSIBLE ? undefined : second].filter((candidate) => candidate?.score > 0);
   });
   return best.flatMap((candidate) => {
-    const { score, isDark, digit } = candidate;
+    const { score, isDark, ink, digit } = candidate;
     const rest = dropLines(digit);
     if (rest === digit) return [];
     if (score > PLAUSIBLE) return [{ ...candidate, score: score + LINED, digit: rest }];
     const gone = mapped(digit, (is, i) => (is && !rest.data[i] ? 1 : 0));
+    if (5 * percentile(inside(ink, gone), 75) < 6 * percentile(inside(ink, rest), 75)) return [];
     const lines = mapped(slidingMax(gone, 3), (is, i) => (is && !rest.data[i] ? 1 : 0));
     return findCandidates(gray, isDark, WINDOW, 0, lines).filter(
       (found) => found.score > PLAUSIBLE && 2 * sum(mapped(rest, (is, i) => is & found.digit.data[i]).data) > sum(rest.data),
