@@ -113,6 +113,9 @@ def test_full_mnist_is_recognized_in_a_stream(mnist, do_deskew):
     processor = VitMnistImageProcessor(do_deskew=do_deskew)
     digits = stream_images(DataArguments(dataset_name=str(mnist), streaming=True, max_eval_samples=100), processor)
     assert {split.source for split in digits.values()} == {"ylecun/mnist"}
+    args = DataArguments(dataset_name=str(mnist), streaming=True, max_eval_samples=100)
+    alone = stream_images(args, processor, ["validation"])["validation"]
+    assert alone.source == "ylecun/mnist"  # by which a run's own split is known
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -87,10 +87,10 @@ def stream_images(
     if len(splits) > 1:
         for name in dict.fromkeys(origins.values()):
             whole[name].survey()
+    ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args) if held_out else {}
     if "train" in whole and _starts_as_mnist(whole["train"]):
         for stream in whole.values():
             stream.source = DEFAULT_DATASET
-    ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args) if held_out else {}
 
     streams: dict[str, ImageDataset | ImageStream] = {}
     classes = {}
