@@ -18,6 +18,7 @@ behind. Each run is a fork of this process, which has imported everything.
 
 import argparse
 import ctypes
+import math
 import os
 import random
 import shutil
@@ -316,7 +317,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(Path(folder), args.seed)
         for overwrite, by_operation in ((False, True), (True, True), (False, False), (True, False)):
-            share = -(-args.kills // 4)
+            share = math.ceil(args.kills / 4)
             tried = 0
             while tried < share:
                 before = sum(faults.tried.values())

@@ -14,6 +14,7 @@ import argparse
 import csv
 import itertools
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from modeling_vit_mnist.inference.classes import class_names
 from modeling_vit_mnist.inference.images import find_images, read_images
 from modeling_vit_mnist.inference.predict import check_output, choose_device, predict
 from modeling_vit_mnist.training.metrics import expected_calibration_error
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = [str(ROOT / name) for name in ("vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small")]
@@ -55,11 +58,14 @@ def read_samples(folder: Path, classes: list[str]) -> list[Sample]:
         samples = _read_index(index)
     else:
         files = find_images([str(folder)])
-        parents = [file.parent.name if file.parent != folder else "" for file in files]
-        by_folder = set(parents) <= {*classes, NONE}
-        samples = [
-            Sample(file, parent if by_folder else file.name[0]) for file, parent in zip(files, parents, strict=True)
-        ]
+        in_class = {file: file.parent != folder and file.parent.name in (*classes, NONE) for file in files}
+        if len({*in_class.values()}) > 1:
+            one, other = (next(file for file in files if in_class[file] == kind) for kind in (True, False))
+            raise UsageError(
+                f"The folder of {one} is named by a class, that of {other} is not: put all images into folders of "
+                f"classes, or none."
+            )
+        samples = [Sample(file, file.parent.name if in_class[file] else file.name[0]) for file in files]
     for sample in samples:
         if sample.label not in (*classes, NONE):
             raise UsageError(
@@ -72,11 +78,15 @@ def read_samples(folder: Path, classes: list[str]) -> list[Sample]:
 def _read_index(index: Path) -> list[Sample]:
     try:
         with index.open(encoding="utf-8-sig", newline="") as text:
-            rows = [*csv.DictReader(text)]
+            reader = csv.DictReader(text)
+            rows = [*reader]
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"Cannot read {index}: {error}.") from error
     if not rows:
         raise UsageError(f"{index} names no image.")
+    columns = reader.fieldnames or []
+    if len({*columns}) < len(columns):
+        raise UsageError(f"{index} has two columns of the same name: {', '.join(columns)}.")
     samples = []
     for number, row in enumerate(rows, 1):
         file, label, kind, source = ((row.get(name) or "").strip() for name in ("file", "label", "kind", "source"))
@@ -85,6 +95,8 @@ def _read_index(index: Path) -> list[Sample]:
         if not (index.parent / file).is_file():
             raise UsageError(f"Row {number} of {index} names {file}, which is no file.")
         samples.append(Sample(index.parent / file, label, kind, source))
+    if again := len(samples) - len({sample.file.resolve() for sample in samples}):
+        logger.warning("%d rows of %s name an image that another row names: each row counts.", again, index)
     return samples
 
 
@@ -123,19 +135,19 @@ def evaluate(model, processor, samples: list[Sample], images: torch.Tensor) -> d
     is_answered = (images.flatten(1).amax(1) > images.flatten(1).amin(1)).numpy()  # without a digit, frames are black
     labels = np.array([sample.label for sample in samples])
     answers = np.where(is_answered, np.array(names)[probabilities.argmax(1)], NONE)
-    sureness = probabilities.max(1)
-    result = {"overall": measure(labels, answers, sureness)}
+    confidence = probabilities.max(1)
+    result = {"overall": measure(labels, answers, confidence)}
     for column in ("kind", "source"):
         groups = np.array([getattr(sample, column) for sample in samples])
         result[column] = {
-            str(group): measure(*(values[groups == group] for values in (labels, answers, sureness)))
+            str(group): measure(*(values[groups == group] for values in (labels, answers, confidence)))
             for group in np.unique(groups[groups != ""])
         }
     numbers = np.array([names.index(label) if label in names else -1 for label in labels])
     error = expected_calibration_error(probabilities[is_answered], numbers[is_answered]) if is_answered.any() else None
     result["overall"]["expected_calibration_error"] = error
     is_correct = labels == answers
-    result["reliability"] = reliability(is_correct[is_answered], sureness[is_answered])
+    result["reliability"] = reliability(is_correct[is_answered], confidence[is_answered])
     threshold = model.config.digit_score_threshold
     if threshold is not None:
         parts = {"wrong": is_answered & ~is_correct, "correct": is_answered & is_correct}
@@ -150,7 +162,7 @@ def evaluate(model, processor, samples: list[Sample], images: torch.Tensor) -> d
             "probability": float(sure) if answer != NONE else None,
             "digit_score": float(score) if answer != NONE else None,
         }
-        for sample, answer, sure, score in zip(samples, answers, sureness, scores, strict=True)
+        for sample, answer, sure, score in zip(samples, answers, confidence, scores, strict=True)
     ]  # fmt: skip
     return result
 
@@ -184,9 +196,9 @@ def failures(result: dict, images: torch.Tensor) -> list[tuple]:
     for number in wrong[:MAX_DRAWN]:
         answer = answers[number]
         file = Path(answer["file"])
-        sureness = "no digit found" if answer["probability"] is None else f"{answer['probability']:.1%}"
+        confidence = "no digit found" if answer["probability"] is None else f"{answer['probability']:.1%}"
         text = f"{answer['prediction']}, not {answer['label']}"
-        rows.append((file.name, open_image(file), images[number], text, sureness))
+        rows.append((file.name, open_image(file), images[number], text, confidence))
     return rows
 
 
@@ -209,7 +221,7 @@ def main() -> None:
     for name in args.model:
         model, processor = load_checkpoint(name)
         model.to(choose_device())
-        processor.do_frame = True
+        processor.do_frame, processor.do_invert, processor.do_center = True, False, False
         samples = read_samples(args.folder, class_names(model))
         images, read, _ = read_images([sample.file for sample in samples], processor, args.skip_bad_images)
         samples = [sample for sample in samples if sample.file in read]

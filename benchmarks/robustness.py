@@ -24,6 +24,7 @@ from modeling_vit_mnist.data.augmentation import warp_images
 from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
 from modeling_vit_mnist.inference.classes import class_names, describe_accuracy, match_classes
+from modeling_vit_mnist.inference.images import lack_digit
 from modeling_vit_mnist.inference.predict import predict
 
 SEED = 0
@@ -93,7 +94,7 @@ def main() -> None:
     def classify(images: torch.Tensor) -> torch.Tensor:
         levels = (255 * images).round().byte().unsqueeze(1)
         framed = torch.cat([processor.to_grayscale(part) for part in levels.split(100)])
-        return predict(model, processor, framed).argmax(1)
+        return predict(model, processor, framed).argmax(1).masked_fill(lack_digit(framed, processor), -1)
 
     def accuracy(images: torch.Tensor) -> float:
         return (classify(images) == labels).double().mean().item()

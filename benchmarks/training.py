@@ -14,7 +14,7 @@ streaming    `package` with --streaming
 two          `package` in two processes with DDP, one batch per process
 independent  `package` in two processes that do not communicate, one batch per process: the upper bound of `two`
 bare         a plain PyTorch loop over normalized images in memory, same network, Adam, not compiled
-stock        Hugging Face's example: Trainer, `with_transform`, `ViTImageProcessor`, in-tree ViT of the same size
+stock        Hugging Face's example: Trainer, `with_transform`, `ViTImageProcessor`, transformers' ViT of the same size
 original     a DataLoader that converts and normalizes each image, same network, Adam, not compiled
 
 Each method runs in a process of its own. All processes start first. Then they run round robin, for a few seconds each,

@@ -208,7 +208,7 @@ class VitMnistModel(VitMnistPreTrainedModel):
 
     def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
         """Position embeddings for another image size, of shape (1, 1 + patches, hidden_size): bicubic interpolation of
-        the learned grid, as in DINO (https://arxiv.org/abs/2104.14294) and the in-tree ViT."""
+        the learned grid, as in DINO (https://arxiv.org/abs/2104.14294) and transformers' ViT."""
         size = (height // self.config.patch_size, width // self.config.patch_size)
         side = self.config.image_size // self.config.patch_size
         if size == (side, side):
@@ -241,8 +241,8 @@ class VitMnistModel(VitMnistPreTrainedModel):
             `model.set_attn_implementation("eager")`: without it they are empty, and transformers logs a warning.
 
         Raises:
-            ValueError: wrong number of dimensions or channels, another image size, integers instead of floats, or the
-                in-tree ViT's options `bool_masked_pos` and `head_mask`, which this model does not have.
+            ValueError: wrong number of dimensions or channels, another image size, integers instead of floats, or
+                `bool_masked_pos` and `head_mask`, options of transformers' ViT that this model does not have.
         """
         for name in ("bool_masked_pos", "head_mask"):
             if kwargs.get(name) is not None:

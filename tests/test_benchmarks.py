@@ -214,6 +214,24 @@ def test_handwriting_reads_labels_from_folders_or_first_characters(handwriting, 
     assert "kind:" not in out and f"| **all** | 12 | {100 * np.mean(correct):.1f} |" in out
 
 
+def test_handwriting_refuses_images_inside_and_outside_folders_of_classes(handwriting, run_script):
+    """Numbers of files in such folders are no labels, and folders of people may have the names of classes."""
+    write, _, _ = handwriting
+    folder = write(lambda number, label: f"{label}/{number:02}.png" if number else "7_.png")
+    done = run_script("benchmarks/handwriting.py", folder, "--model", TINY)
+    assert done.code == 2 and done.out == "" and "put all images into folders of classes, or none" in done.err
+
+
+def test_handwriting_frames_for_a_checkpoint_that_inverts(handwriting, run_script, tmp_path):
+    write, measure, _ = handwriting
+    write(lambda number, label: f"{label}_{number:02}.png")
+    model, processor = load_checkpoint(TINY)
+    processor.do_invert = "auto"
+    save_checkpoint(tmp_path / "inverts", model, processor, card="", records={})
+    (plain,), (inverts,) = (measure("--model", name)[1] for name in (TINY, tmp_path / "inverts"))
+    assert plain["answers"] == inverts["answers"]
+
+
 def test_photographs_of_each_kind_are_made_and_read(run_script, tmp_path):
     photographs = importlib.import_module("photographs")
     command = ["benchmarks/photographs.py", tmp_path / "all", "--num_images", 2, "--dataset_name", SAMPLE]
@@ -293,6 +311,7 @@ def test_handwriting_compares_probability_and_accuracy():
         ("file,class\nx.png,1\n", "Row 1 of"),
         ("file,label\nx.png,1\ny.png,2\n", "names y.png, which is no file"),
         ("file,label\nx.png,ten\n", "The label 'ten' of"),
+        ("file,label,label\nx.png,1,2\n", "has two columns of the same name: file, label, label"),
     ],
 )
 def test_handwriting_refuses_labels_that_it_cannot_read(run_script, tmp_path, index, message):

@@ -712,6 +712,16 @@ def test_devices():
     assert choose_device().type in ("cpu", "cuda", "mps", "xpu")
     with pytest.raises(UsageError, match="No device 'toaster' here"):
         choose_device("toaster")
+    with pytest.raises(UsageError, match="No device 'meta' here: Cannot copy out of meta tensor"):
+        choose_device("meta")
+
+
+def test_a_symbolic_link_is_not_replaced(infer, tmp_path):
+    (tmp_path / "real.csv").write_text("kept")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    done = infer("--output", tmp_path / "link.csv", model=TINY)
+    assert done.code == 2 and f"name the file that it points to, {tmp_path / 'real.csv'}" in done.err
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "real.csv").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -742,7 +752,7 @@ def test_a_checkpoint_of_another_problem_is_refused(tmp_path, run_script, proble
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_image_of_a_dataset_without_a_digit_is_no_answer(infer, tmp_path, streaming):
+def test_an_image_of_a_dataset_without_a_digit_is_no_answer(infer, tmp_path, caplog, streaming):
     for label, images in (("3", [np.full((60, 80), 230, np.uint8)]), ("1", [STICK])):
         (tmp_path / "digits" / "test" / label).mkdir(parents=True)
         for number, image in enumerate(images):
@@ -751,6 +761,8 @@ def test_an_image_of_a_dataset_without_a_digit_is_no_answer(infer, tmp_path, str
     done = infer(*flags, *(["--streaming"] if streaming else []), model=TINY)
     assert done.code == 0, done.err
     assert "GT:3 Pred:- (there is no digit)" in done.out and "(1 of 2 test images" in done.out
+    blank = tmp_path / "digits" / "test" / "3" / "0.png"
+    assert f"No digit in 1 of 2 images: {blank}." in caplog.text
     table = pandas.read_json(tmp_path / "out.jsonl", lines=True, dtype=False)
     assert table["problem"].dropna().to_dict() == {1: "there is no digit"}
     for name in ("prediction", "probability", "digit_score", "top_k"):

@@ -69,7 +69,7 @@ def in_tree_twin(model, attn="eager") -> ViTForImageClassification:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_equals_in_tree_vit(fields, dtype, tolerance):
     model = make(dtype=dtype, **fields)
-    # In float64 against sdpa: the in-tree eager attention takes its softmax in float32.
+    # In float64 against sdpa: the eager attention of transformers' ViT takes its softmax in float32.
     twin = in_tree_twin(model, attn="eager" if dtype == torch.float32 else "sdpa")
     pixel_values, labels = batch(dtype=dtype)
     ours = model(pixel_values, labels=labels, output_hidden_states=True, output_attentions=True)

@@ -345,6 +345,36 @@ def test_similarity_of_positions_is_their_cosine(checkpoint):
     np.testing.assert_allclose(position_similarity(model), expected, atol=1e-6)
 
 
+def test_an_image_without_a_digit_is_no_correct_answer(view, run_script, tmp_path):
+    """Whatever the network says of the black frame; the figures agree with run_inference.py."""
+    for label in ("1", "7"):
+        (tmp_path / "digits" / "test" / label).mkdir(parents=True)
+        shutil.copy(ROOT / "vit-mnist-small" / "digit-7.png", tmp_path / "digits" / "test" / label)
+    for label in range(10):
+        folder = tmp_path / "digits" / "test" / str(label)
+        folder.mkdir(exist_ok=True)
+        PIL.Image.new("L", (60, 60), 230).save(folder / "blank.png")
+    flags = ["--model", ROOT / "vit-mnist-small", "--dataset_name", tmp_path / "digits"]
+    accuracy = "Accuracy: 8.33% (1 of 12 test images of digits), 10 without a digit"
+    assert accuracy in run_script("run_inference.py", *flags).out
+    assert accuracy in view("mistakes", *flags).out
+    assert "(2 images, 15 bins), without 10 that hold no digit" in view("calibration", *flags).out
+    for images in (tmp_path / "digits" / "test" / label / "digit-7.png" for label in "17"):
+        images.unlink()
+    done = run_script("run_visualize.py", "mistakes", *flags)
+    assert done.code == 2 and "None of the test images of digits holds a digit" in done.err
+
+
+def test_many_classes_make_no_picture_of_hundreds_of_megapixels(tmp_path):
+    classes = torch.arange(200)
+    probabilities = torch.eye(200).roll(1, 0)
+    plots_results.plot_mistakes(
+        torch.zeros(200, 28, 28), classes, probabilities, [*map(str, range(200))], tmp_path / "x.png"
+    )
+    width, height = PIL.Image.open(tmp_path / "x.png").size
+    assert width * height < 30e6
+
+
 def test_calibration_by_hand_and_as_the_metric_has_it(drawn, sample, tmp_path):
     """Five images in bins of a fifth: 0.5 and 0.6 share one, with one of them right; 0.9 and 1.0, both right; 0.8,
     wrong, in the bin that is closed above. (|1 - 1.1| + |2 - 1.9| + |0 - 0.8|) / 5 = 0.2."""

@@ -226,10 +226,8 @@ class VitMnistConfig(PreTrainedConfig):
         return width * (rows + self.num_hidden_layers * (4 * width + 2 * self.intermediate_size))
 
     def validate_sizes(self):
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
-        for name in (*sizes, "patch_size", "num_channels"):
-            value = getattr(self, name)
-            if value < 1:
+        for name in LIMITS:
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -125,8 +125,8 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     contrast = percentile(ink[digit], 75)
     mask = magnify(ink, digit, contrast, box * FINE)
     width = stroke_width(mask) / max(mask.shape)
-    found = Framing(blank, None, False, dark, ink, digit, box * width)
-    found.problem = _why_no_digit(best, contrast, width)
+    problem = _why_no_digit(best, contrast, width)
+    found = Framing(blank, problem, is_dark_on_light=dark, ink=ink, digit=digit, stroke_width=box * width)
     if found.problem is None:
         found.image, found.plausibility = place(set_stroke_width(mask, STROKE), side, box), preference(best)
         others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)

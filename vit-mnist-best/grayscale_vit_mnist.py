@@ -107,7 +107,7 @@ def max_bytes(max_pixels: int) -> int:
     return 4 * max_pixels + 2**20
 
 
-def read_file(path: str | os.PathLike, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
+def read_file(path: str | os.PathLike, max_pixels: int) -> bytes:
     """The content of an image file, up to one byte more than is allowed. Raises `OSError`, or `ValueError` if it is
     not a regular file: a pipe or a device may never end."""
     mode = os.stat(path).st_mode
@@ -139,7 +139,7 @@ def _read_text(text: str, max_pixels: int) -> bytes:
         return b""
 
 
-def channel_axis(array: np.ndarray, data_format: str | None = None) -> int | None:
+def channel_axis(array: np.ndarray, data_format: str | None) -> int | None:
     """Axis of the color channels of a 3-dimensional array, as `data_format` says ("channels_first" or
     "channels_last") or as its shape suggests; `None` for a batch of grayscale images."""
     if data_format is not None:
@@ -261,9 +261,9 @@ def _eight_bits(array: np.ndarray, sixteen: bool | None = None) -> np.ndarray:
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8) if sixteen else array.astype(np.uint8)
 
 
-def frame_image(
+def invert_and_resize(
     image: np.ndarray, shape: tuple[int, int], resample: int | None, do_invert: bool | str | None,
-    do_center: bool | None, do_resize: bool | None = True,
+    do_center: bool | None, do_resize: bool | None,
 ) -> np.ndarray:  # fmt: skip
     """Invert, then center or resize to `shape`, one grayscale image of shape `(height, width)`: uint8, or float32 in
     [0, 1]. The other arguments are those of [`VitMnistImageProcessor`]. The dtype is unchanged."""

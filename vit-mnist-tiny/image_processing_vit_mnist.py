@@ -3,6 +3,7 @@ so it imports only files that do so, too."""
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from .grayscale_vit_mnist import (
     MAX_IMAGE_PIXELS,
     channel_axis,
     check_pixels,
-    frame_image,
+    invert_and_resize,
     open_image,
     split_colors,
     to_grayscale,
@@ -47,8 +48,8 @@ def _number(name: str, value: Any, positive: bool = False) -> float:
     return number
 
 
-def _warn(found: list[Framing]) -> None:
-    """Log which images of a batch hold no digit, by reason, or several. A model predicts some digit of any image."""
+def warn_of_framings(found: list[Framing]) -> None:
+    """Log which images of a call hold no digit, by reason, or several. A model predicts some digit of any image."""
     notes: dict[str, list[int]] = {}
     for number, framing in enumerate(found, 1):
         if framing.problem:
@@ -138,6 +139,7 @@ class VitMnistImageProcessor(PilBackend):
     do_deskew = False
     background = 255
     max_pixels = MAX_IMAGE_PIXELS
+    report_framings: Callable[[list[Framing]], None] = staticmethod(warn_of_framings)
 
     def __init__(self, **kwargs):
         known = (*self.valid_kwargs.__annotations__, *METADATA)
@@ -315,9 +317,9 @@ class VitMnistImageProcessor(PilBackend):
         if do_frame and not (do_invert or do_center):
             found = [self.frame(image, shape[0]) for image in images]
             framed = [framing.image for framing in found]
-            _warn(found)
+            self.report_framings(found)
         else:
-            framed = [frame_image(image, shape, resample, do_invert, do_center, do_resize) for image in images]
+            framed = [invert_and_resize(image, shape, resample, do_invert, do_center, do_resize) for image in images]
         if do_deskew:
             framed = [deskew(image) for image in framed]
         if len({image.shape for image in framed}) > 1:

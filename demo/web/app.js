@@ -1,17 +1,15 @@
 // The page: the pad or a picture -> frame.js -> vit.js -> bars, attention maps and steps, once per animation frame.
 
 import { AttentionView } from "./attention.js";
-import { CHECKPOINTS, loadNetwork, loadResults } from "./checkpoints.js";
+import { CHECKPOINTS, MOST_SHOWN, loadNetwork, loadResults } from "./checkpoints.js";
 import { EXAMPLES } from "./digits.js";
-import { drawInk, element, find, say } from "./dom.js";
+import { drawInk, element, find, percent, say } from "./dom.js";
 import { LETTER, blackboard, ruledPaper } from "./examples.js";
 import { describeDigit, describeNetwork } from "./explain.js";
 import { deskew, frameDigit, normalize } from "./frame.js";
 import { decodeImage, encodeLink } from "./link.js";
 import { Pad } from "./pad.js";
 import { readGray, watchPictures } from "./pictures.js";
-
-const MOST = 5000; // parameters of a network that network.html shows
 
 let network = null;
 let followed = null; // the network that the link to network.html opens
@@ -45,7 +43,7 @@ async function choose(name) {
 
 /** Link to the network itself, or to the first one of the table that network.html can show. */
 async function findFollowed(loaded) {
-  const isShown = ({ vit }) => Object.values(vit.tensors).reduce((sum, { data }) => sum + data.length, 0) <= MOST;
+  const isShown = ({ vit }) => vit.countParameters() <= MOST_SHOWN;
   let found = isShown(loaded) ? loaded : null;
   for (const name of Object.keys(CHECKPOINTS)) {
     if (found || network !== loaded) break;
@@ -118,10 +116,10 @@ function show() {
 
   const isRejected = result !== null && result.digitScore < vit.threshold;
   const best = result && !isRejected ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
-  const share = (i) => (result ? `${(100 * result.probabilities[i]).toFixed(1)} %` : "–");
+  const share = (i) => (result ? percent(result.probabilities[i]) : "–");
   find("reading").classList.toggle("rejected", isRejected);
   say(find("prediction"), isRejected ? "not a digit" : (vit.labels[best] ?? "–"));
-  say(find("sureness"), best < 0 ? "" : share(best));
+  say(find("confidence"), best < 0 ? "" : share(best));
   [...find("probabilities").children].forEach((row, i) => {
     row.classList.toggle("best", i === best);
     row.querySelector(".bar div").style.width = result ? `${100 * result.probabilities[i]}%` : "0";

@@ -96,11 +96,11 @@ export class AttentionView {
         cell.classList.toggle("strongest", share > 0.38);
         cell.classList.toggle("from", token === this.#token);
         const number = shares ? `${Math.round(100 * share)}` : "";
-        say(cell.firstChild, token === 0 ? `CLS ${number && percent(share)}` : number);
+        say(cell.firstChild, token === 0 ? `CLS ${number && percent(share, 0)}` : number);
       });
       const most = shares?.map((share, token) => [share, token]).sort(([a], [b]) => b - a).slice(0, 3);
-      const list = most?.map(([share, token]) => `${percent(share)} to ${nameToken(token, side)}`).join(", ");
-      const own = shares ? ` To CLS ${percent(shares[0])}.` : "";
+      const list = most?.map(([share, token]) => `${percent(share, 0)} to ${nameToken(token, side)}`).join(", ");
+      const own = shares ? ` To CLS ${percent(shares[0], 0)}.` : "";
       const what = list ?? "to nothing yet: draw a digit";
       const label = `Layer ${layer + 1}, head ${head + 1}. ${from} attends ${what}.${own}`;
       if (picture.getAttribute("aria-label") !== label) picture.setAttribute("aria-label", label);
@@ -121,7 +121,7 @@ export class AttentionView {
     const rows = this.#buttons.map((_, token) => {
       const shares = this.#maps.map(({ layer, head: number }) => {
         const share = this.#shown.attentions?.[layer][number][this.#token][token];
-        return element("td", {}, share === undefined ? "–" : `${(100 * share).toFixed(1)} %`);
+        return element("td", {}, share === undefined ? "–" : percent(share));
       });
       return element("tr", {}, head(nameToken(token, side), "row"), ...shares);
     });

@@ -4,6 +4,7 @@ import { CHECKPOINTS } from "./checkpoint_table.js";
 import { Vit, parseSafetensors } from "./vit.js";
 
 export { CHECKPOINTS };
+export const MOST_SHOWN = 5000; // parameters of a network that network.html shows
 
 async function fetchFile(name, file) {
   const address = `${CHECKPOINTS[name].folder}/${file}`;

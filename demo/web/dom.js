@@ -26,5 +26,5 @@ export function drawInk(canvas, bytes, width, height = bytes.length / width) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** A share as text, rounded to whole percent. */
-export const percent = (share) => `${Math.round(100 * share)} %`;
+/** A share as text, in percent with so many decimals. */
+export const percent = (share, decimals = 1) => `${(100 * share).toFixed(decimals)} %`;

@@ -55,8 +55,8 @@ export function describeDigit({ vit, deskews }, gray, isInk, framing, bytes, res
 
 function describeLogits(vit, { logits, probabilities, digitScore }) {
   const best = logits.indexOf(Math.max(...logits));
-  const [logit, share] = [logits[best].toFixed(1), (100 * probabilities[best]).toFixed(1)];
-  const largest = `Now the logit of ${vit.labels[best]} is the largest: ${logit}, or ${share} %.`;
+  const [logit, share] = [logits[best].toFixed(1), percent(probabilities[best])];
+  const largest = `Now the logit of ${vit.labels[best]} is the largest: ${logit}, or ${share}.`;
   if (!Number.isFinite(vit.threshold)) return largest;
   const [score, threshold] = [digitScore.toFixed(1), vit.threshold.toFixed(1)];
   return `${largest} The digit score is ${score}. Below ${threshold}, it is probably no digit.`;
@@ -68,7 +68,7 @@ function describeAttention(vit, { attentions }) {
   const head = shares.reduce((best, row, i) => (Math.max(...row) > Math.max(...shares[best]) ? i : best), 0);
   const token = shares[head].indexOf(Math.max(...shares[head]));
   const name = token === 0 ? "itself" : nameToken(token, vit.size / vit.patch);
-  return `Now, in layer ${attentions.length}, CLS gives ${percent(shares[head][token])} of head ${head + 1} to ${name}.`;
+  return `Now, in layer ${attentions.length}, CLS gives ${percent(shares[head][token], 0)} of head ${head + 1} to ${name}.`;
 }
 
 function drawPicture(canvas, gray) {

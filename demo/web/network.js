@@ -1,11 +1,11 @@
 // The network view: one digit through every stage. The state (checkpoint, image, step, chosen number, changed weights)
 // is here; stages.js says what is shown, terms.js what each number was made of, inspector.js shows a chosen number.
 
-import { CHECKPOINTS, loadNetwork } from "./checkpoints.js";
+import { CHECKPOINTS, MOST_SHOWN, loadNetwork } from "./checkpoints.js";
 import { EXAMPLES } from "./digits.js";
 import { countParameters, isParameter, offset, valueOf } from "./terms.js";
 import { deskew, normalize } from "./frame.js";
-import { element, find } from "./dom.js";
+import { element, find, percent } from "./dom.js";
 import { HeatMap, inkColor, onSchemeChange, paint, signedColor } from "./heatmap.js";
 import { showNumber } from "./inspector.js";
 import { decodeImage, decodeLink, encodeLink } from "./link.js";
@@ -13,7 +13,6 @@ import { makeStages } from "./stages.js";
 
 const START = 5; // the example of which the network tiny is not quite sure
 const LARGEST = 100; // of a changed weight, far above all trained ones
-const MOST = 5000; // parameters of a network that is shown
 
 const state = {
   model: null, // its name in CHECKPOINTS
@@ -132,8 +131,6 @@ function buildStages() {
 // ---- what changes with every digit and weight
 
 const signed = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : x.toFixed(1)).replace("-", "−");
-
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 /** How numbers of a scale become colors in a stage: {color, low, high}. */
 function colorScale(scale, own) {
@@ -400,8 +397,8 @@ const exampleDrawing = (example) => ({ bytes: decodeImage(EXAMPLES[example].imag
 async function tryNetwork(model) {
   try {
     const network = await loadNetwork(model);
-    const count = countParameters(network.vit).reduce((sum, part) => sum + part.count, 0);
-    if (count <= MOST) return { network, problem: null };
+    const count = network.vit.countParameters();
+    if (count <= MOST_SHOWN) return { network, problem: null };
     const size = count.toLocaleString("en");
     const problem = `The network ${model} has ${size} parameters: too many for a page on which each has a place.`;
     return { network, problem };

@@ -27,17 +27,23 @@ export async function readPicture(source) {
     context.fillStyle = paper;
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    return readGray(canvas);
+    return isBlank(context.getImageData(0, 0, canvas.width, canvas.height));
   };
-  let gray = drawOn("#fff");
   // What is nearly white and drawn on transparency is seen on black.
-  if (rangeOf(gray) < LEAST_RANGE) gray = drawOn(rangeOf(drawOn("#000")) < LEAST_RANGE ? "#fff" : "#000");
+  if (drawOn("#fff") && drawOn("#000")) drawOn("#fff");
   bitmap.close();
-  return { canvas, gray };
+  return { canvas, gray: readGray(canvas) };
 }
 
-const rangeOf = ({ data }) =>
-  data.reduce((most, level) => Math.max(most, level), 0) - data.reduce((least, level) => Math.min(least, level), 255);
+/** Whether red, green and blue hardly change in pixels, of four bytes each. */
+function isBlank({ data }) {
+  const [low, high] = [new Uint8Array(4).fill(255), new Uint8Array(4)];
+  for (let i = 0; i < data.length; i++) {
+    low[i % 4] = Math.min(low[i % 4], data[i]);
+    high[i % 4] = Math.max(high[i % 4], data[i]);
+  }
+  return high.every((level, color) => level - low[color] < LEAST_RANGE);
+}
 
 /** What is read of a canvas: its gray levels. */
 export const readGray = (canvas) => toGray(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height));

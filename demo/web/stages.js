@@ -5,8 +5,9 @@
 // {stack: [...]} hold nodes, a string is a sign between two, {bars, caption} are bars, and the leaves are heat maps
 // (heatmap.js). Maps with the same scale in a stage have the same colors for the same numbers.
 
+import { percent } from "./dom.js";
+
 const signed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
-const percent = (x) => `${(100 * x).toFixed(1)} %`;
 const tokenLabel = (row) => (row === 0 ? "CLS" : String(row));
 const largest = (numbers) => numbers.indexOf(Math.max(...numbers));
 

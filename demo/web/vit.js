@@ -58,6 +58,10 @@ export class Vit {
     return this.tensors[name].data;
   }
 
+  countParameters() {
+    return Object.values(this.tensors).reduce((sum, { data }) => sum + data.length, 0);
+  }
+
   /** Rows times the transposed weight, plus the bias. */
   linear(rows, name) {
     const weight = this.tensors[`${name}.weight`];

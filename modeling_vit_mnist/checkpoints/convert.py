@@ -78,15 +78,15 @@ def from_hf_vit(state: State, expected: State) -> State:
     return {name: torch.cat([state[theirs] for theirs in to_hf_vit({name: own})]) for name, own in expected.items()}
 
 
-def hf_vit_config(config: VitMnistConfig, num_channels: int | None = None) -> ViTConfig:
+def hf_vit_config(config: VitMnistConfig, num_channels: int) -> ViTConfig:
     """The config of transformers' ViT. Raises [`UsageError`] for a setting that it lacks."""
     refuse("transformers' ViT", changed_fields(config, besides=SHARED_FIELDS | WITHOUT_LOGITS | BASE_FIELDS))
     # ViT reads none of [`EXTRA_FIELDS`]. They are there for the way back, and for users.
     shared = {name: getattr(config, name) for name in SHARED_FIELDS | EXTRA_FIELDS}
-    return ViTConfig(**shared | {"num_channels": num_channels or config.num_channels})
+    return ViTConfig(**shared | {"num_channels": num_channels})
 
 
-def hf_vit_model(model: VitMnistForImageClassification, rgb: bool = False) -> ViTForImageClassification:
+def hf_vit_model(model: VitMnistForImageClassification, rgb: bool) -> ViTForImageClassification:
     """transformers' own class with our weights: the same logits, to rounding. `rgb` gives it three channels instead of
     one, for pipelines, which convert every image to RGB. Raises [`UsageError`] if it cannot represent the network."""
     state = to_hf_vit(model.state_dict())

@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
-from huggingface_hub import ModelCardData, metadata_load
-from transformers.utils.hub import cached_file
+from huggingface_hub import ModelCardData
 
 from ..cli.arguments import arg
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, replacing_files
-from ..cli.inputs import check_values
 from ..configuration_vit_mnist import VitMnistConfig
 from .convert import export_vit, import_checkpoint
-from .folder import DEFAULT_MODEL, load_checkpoint, quiet, save_checkpoint
+from .folder import DEFAULT_MODEL, load_checkpoint, quiet, read_card_data, save_checkpoint
 from .onnx import export_onnx
 from .space import SPACE_FILES, export_space, is_space
 from .timm import export_timm
@@ -66,7 +64,7 @@ def run_export(args: ExportArguments) -> None:
         raise UsageError(f"--push_to_hub pushes a Space, got --format {args.format}: use --format space.")
     if any(folder.iterdir()) and not (makes_space and is_space(folder)):
         raise UsageError(f"{folder} is not empty: choose another --output.")
-    names = [args.model] if args.model else []
+    names, lost = [args.model] if args.model else [], []
     args = replace(args, model=args.model or str(DEFAULT_MODEL))
     name = _plain(Path(args.model).resolve().name)
     if args.format == "import":
@@ -76,25 +74,20 @@ def run_export(args: ExportArguments) -> None:
     elif makes_space:
         with replacing_files(folder, owned=SPACE_FILES) as staging, quiet():
             lost = export_space(staging, names)
-        _print_lost(lost)
     else:
         model, processor = load_checkpoint(args.model)
         with replacing_files(folder) as staging, quiet():
             lost = FORMATS[args.format](model.eval(), processor, staging)
             card = fill_export_card(args, name, model.config.image_size, lost)
             (staging / "README.md").write_text(card, encoding="utf-8")
-        _print_lost(lost)
+    for sentence in lost:
+        print(printable(f"Not exported: {sentence}"))
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(printable(f"{path.stat().st_size:>9,} bytes  {path}"))
     if args.push_to_hub:
         from .hub import push_space  # the other exports do without the Hub's code
 
         print(f"Pushed to {push_space(folder, args.push_to_hub)}")
-
-
-def _print_lost(sentences: list[str]) -> None:
-    for sentence in sentences:
-        print(printable(f"Not exported: {sentence}"))
 
 
 def _plain(text: str) -> str:
@@ -104,10 +97,7 @@ def _plain(text: str) -> str:
 
 def fill_export_card(args: ExportArguments, name: str, image_size: int, lost: list[str]) -> str:
     """The card of an export, with the license, the tags and the data of the checkpoint's own card, if it has one."""
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    original = cached_file(args.model, "README.md", **optional)
-    known = (metadata_load(original) if original else None) or {}
-    check_values(original, known)
+    known = read_card_data(args.model)
     data = ModelCardData(
         library_name={"timm": "timm", "onnx": "transformers.js"}.get(args.format, "transformers"),
         pipeline_tag="image-classification", ignore_metadata_errors=True,

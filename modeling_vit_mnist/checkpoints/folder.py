@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file, resolve_revision
 from ..cli.assets import asset
 from ..cli.errors import UsageError
 from ..cli.files import replacing_files
-from ..cli.inputs import read_text
+from ..cli.inputs import check_values, read_text
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
@@ -307,6 +307,20 @@ def read_record(path: Path) -> Any:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"Cannot read {path}: {error}") from error
+
+
+def find_file(name: str, file: str) -> str | None:
+    """Path of a file of a checkpoint, in its folder or downloaded; `None` if it has none."""
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(name, file, **optional)
+
+
+def read_card_data(name: str) -> dict[str, Any]:
+    """The metadata of a checkpoint's card; empty if it has none."""
+    card = find_file(name, "README.md")
+    data = (huggingface_hub.metadata_load(card) if card else None) or {}
+    check_values(f"The card of {name}", data)
+    return data
 
 
 def draw_examples(folder: Path, labels: Any) -> None:

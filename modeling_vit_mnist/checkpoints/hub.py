@@ -44,17 +44,17 @@ def push(
     return _upload(folder, repo_id, "model", _files_to_push(folder, allow_sample), OWN_FILES, token, private)
 
 
-def push_space(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+def push_space(folder: str | os.PathLike, repo_id: str) -> str:
     """Upload a folder of [`export_space`] as a static Space, as [`push`] uploads a checkpoint. Files of ours in the
     Space that the folder lacks are deleted there. Raises what [`push`] raises."""
     folder = Path(folder)
     files = [path.relative_to(folder).as_posix() for pattern in SPACE_FILES for path in folder.glob(pattern)]
-    return _upload(folder, repo_id, "space", sorted(files), SPACE_FILES, token, private)
+    return _upload(folder, repo_id, "space", sorted(files), SPACE_FILES)
 
 
 def _upload(
-    folder: Path, repo_id: str, kind: str, files: list[str], owned: Collection[str], token: str | None,
-    private: bool | None,
+    folder: Path, repo_id: str, kind: str, files: list[str], owned: Collection[str], token: str | None = None,
+    private: bool | None = None,
 ) -> str:  # fmt: skip
     """Upload files to a repository of a kind, "model" or "space", in one commit that deletes others that match a
     pattern in `owned`. Repeats it after temporary failures. Returns the address of the repository."""

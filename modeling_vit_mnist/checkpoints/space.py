@@ -8,33 +8,24 @@ from pathlib import Path
 
 import jinja2
 import torch
-from huggingface_hub import metadata_load
 from huggingface_hub.utils import yaml_dump
-from transformers.utils.hub import cached_file
 
 from ..cli.assets import asset
 from ..cli.errors import UsageError
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .folder import hash_weights, load_checkpoint, read_record
+from .folder import find_file, hash_weights, load_checkpoint, read_card_data, read_record
 from .settings import BASE_FIELDS, WITHOUT_LOGITS, changed_fields, describe_losses, refuse
 
 PAGE = asset("demo/web")
 # A wheel holds only the first one.
 BUNDLED = ("vit-mnist-tiny", "vit-mnist-best", "vit-mnist-small")
-CHECKPOINT_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+MODEL_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 RESULTS = "all_results.json"
 TABLE = "checkpoint_table.js"
 LICENSE = "LICENSE-mnist-5k"  # of the examples on the page
 # All that a Space of ours holds. Such files that are not written again are deleted.
-SPACE_FILES = (
-    "README.md",
-    LICENSE,
-    "*.html",
-    "*.js",
-    "*.css",
-    *(f"*/{name}" for name in (*CHECKPOINT_FILES, RESULTS)),
-)
+SPACE_FILES = ("README.md", LICENSE, "*.html", "*.js", "*.css", *(f"*/{name}" for name in (*MODEL_FILES, RESULTS)))
 # Settings that the page reads.
 CONFIG_FIELDS = {
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "layer_norm_eps",
@@ -89,16 +80,15 @@ def _check(name: str, model: VitMnistForImageClassification, processor: VitMnist
 
 def _copy(name: str, target: Path) -> str | None:
     """Copy what the page reads of a checkpoint. Returns the license in its card."""
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = {file: cached_file(name, file, **optional) for file in (*CHECKPOINT_FILES, RESULTS, "README.md")}
-    for file in CHECKPOINT_FILES:
+    found = {file: find_file(name, file) for file in (*MODEL_FILES, RESULTS)}
+    for file in MODEL_FILES:
         if found[file] is None:
             raise UsageError(f"{name} lacks {file}, which the page reads.")
     if target.exists():
         raise UsageError(f"Two checkpoints have the name {target.name!r}: rename one.")
     target.mkdir()
-    for file in CHECKPOINT_FILES:
+    for file in MODEL_FILES:
         shutil.copyfile(found[file], target / file)
     if found[RESULTS] and read_record(Path(found[RESULTS])).get("weights") in (None, hash_weights(target)):
         shutil.copyfile(found[RESULTS], target / RESULTS)  # older versions did not record the weights
-    return (metadata_load(found["README.md"]) or {}).get("license") if found["README.md"] else None
+    return read_card_data(name).get("license")

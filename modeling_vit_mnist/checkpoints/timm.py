@@ -109,7 +109,7 @@ def export_timm(model, processor, folder: Path) -> list[str]:
 
 def mlp_ratio(config: VitMnistConfig) -> float:
     """The ratio for which `int(hidden_size * ratio)`, as timm computes it, is the intermediate size."""
-    ratio = config.intermediate_size / config.hidden_size
+    ratio = config.mlp_ratio
     return ratio if int(config.hidden_size * ratio) == config.intermediate_size else math.nextafter(ratio, math.inf)
 
 
@@ -164,10 +164,10 @@ def import_timm(folder: Path, record: dict[str, Any]) -> tuple[VitMnistForImageC
     for name, value in found.items():  # timm would resize or replace the weights
         if value is not None and {*np.ravel(value).tolist()} != {own[name]}:
             raise UsageError(f"{folder} has {name} {value}, but its weights are for {own[name]}.")
-    return model, _own_processor(folder, pretrained, size)
+    return model, _import_timm_processor(folder, pretrained, size)
 
 
-def _own_processor(folder: Path, pretrained: dict[str, Any], size: int) -> VitMnistImageProcessor:
+def _import_timm_processor(folder: Path, pretrained: dict[str, Any], size: int) -> VitMnistImageProcessor:
     crop = {"crop_pct": pretrained["crop_pct"], "crop_mode": pretrained["crop_mode"]}
     if crop["crop_pct"] != 1 or crop["crop_mode"] not in ("squash", "center"):
         raise UsageError(
@@ -226,7 +226,7 @@ def from_timm(
             num_hidden_layers=sum(name.endswith(".norm1.weight") for name in state),
             intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
             qkv_bias="blocks.0.attn.qkv.bias" in state, layer_norm_eps=LAYER_NORM_EPS,
-            id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}, **settings,
+            id2label=dict(enumerate(names)), **settings,
         )  # fmt: skip
         model = VitMnistForImageClassification(config).to(weight.dtype)
         state = state | {"patch_embed.proj.weight": weight}

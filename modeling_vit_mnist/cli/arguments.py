@@ -180,8 +180,8 @@ class RecipeParser(HfArgumentParser):
 
     def _tokens(self, recipe: Mapping[str, Any], argv: list[str]) -> list[str]:
         """The flags that a recipe stands for, without those that `argv` makes meaningless."""
-        given = {token[2:].split("=")[0].replace("-", "_") for token in argv if token.startswith("--")}
-        chosen = {name: value for name, value in vars(self.parse_known_args(argv)[0]).items() if name in given}
+        values = vars(self.parse_known_args(argv)[0])
+        chosen = {name: value for name, value in values.items() if name in self.given}
         tokens = []
         for key, value in self._without_overridden(recipe, chosen).items():
             if isinstance(value, list):

@@ -40,6 +40,10 @@ class DataArguments:
     )
     max_pixels: int = arg(MAX_IMAGE_PIXELS, "Refuse images of more pixels, before they are decoded.")
 
+    def limit(self, split: str) -> int | None:
+        """How many images of a split are taken; `None` for all."""
+        return self.max_train_samples if split == "train" else self.max_eval_samples
+
     def __post_init__(self):
         for name in ("num_labels", "max_train_samples", "max_eval_samples", "max_pixels"):
             value = getattr(self, name)

@@ -153,8 +153,6 @@ class _Augmented:
 
 
 class AugmentedDataset(_Augmented, torch.utils.data.Dataset):
-    __doc__ = _Augmented.__doc__
-
     dataset: ImageDataset
     _drawn: tuple[int, tuple[dict[str, torch.Tensor], torch.Tensor | None]] = (-1, ({}, None))
 
@@ -188,8 +186,6 @@ class AugmentedDataset(_Augmented, torch.utils.data.Dataset):
 
 
 class AugmentedStream(_Augmented, torch.utils.data.IterableDataset):
-    __doc__ = _Augmented.__doc__
-
     dataset: ImageStream
 
     def set_epoch(self, epoch: int) -> None:

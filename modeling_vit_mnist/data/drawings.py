@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..cli.assets import asset
 from ..cli.errors import UsageError
 from ..deskewing_vit_mnist import deskew
-from ..framing_vit_mnist import frame_digit
+from ..framing_vit_mnist import MNIST_BOX, frame_digit
 from ..morphology_vit_mnist import crop, place
 from .augmentation import NO_DIGIT, AugmentationArguments
 from .folders import load_from_folder
@@ -239,4 +239,4 @@ def _several(digits: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         row[top : top + len(mask), column : column + mask.shape[1]] |= mask
         column += mask.shape[1] + int(generator.integers(-8, 16))
         column = max(column, 0)
-    return place(crop(row), side, round(side * 20 / 28))
+    return place(crop(row), side, round(side * MNIST_BOX))

@@ -3,6 +3,7 @@
 The image processor decodes each image once and normalizes each batch, so the model sees what the processor makes of
 an image, whatever the source."""
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -150,6 +151,9 @@ def decode_images(
     Returns a `torch.Tensor` of shape `(n, height, width)`, uint8, and the `n` indices of the items that were read.
     """
     parts, batch, pixels, kept = [], [], 0, []
+    framings: list[tuple[bool, bool]] = []  # whether there is no digit, or more than one
+    processor = copy.copy(processor)
+    processor.report_framings = lambda found: framings.extend((f.problem is not None, f.has_others) for f in found)
     for index, item in enumerate(items):
         image = decode_image(item, names[index], processor, skip_bad_images, is_quiet)
         if image is None:
@@ -161,9 +165,23 @@ def decode_images(
             parts.append(processor.to_grayscale(batch))
             batch, pixels = [], 0
     parts.append(processor.to_grayscale(batch))
+    framed = [(_name(items[index], names[index]), *framing) for index, framing in zip(kept, framings, strict=False)]
+    _warn([name for name, is_blank, _ in framed if is_blank], len(kept), "No digit in %d of %d images: %s.")
+    several = [name for name, _, has_others in framed if has_others]
+    _warn(several, len(kept), "More than one digit in %d of %d images, of which the clearest is read: %s.")
     # Images that hold floats come in [0, 1].
     parts = [part.mul(255).round().to(torch.uint8) if part.is_floating_point() else part for part in parts]
     return torch.cat(parts), kept
+
+
+def _name(item: Any, name: str) -> str:
+    return (item.get("path") if isinstance(item, dict) else None) or name
+
+
+def _warn(names: list[str], total: int, message: str) -> None:
+    if names:
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        logger.warning(message, len(names), total, listed)
 
 
 def decode_image(
@@ -182,7 +200,7 @@ def decode_image(
             raise ValueError(f"it has {image.shape} pixels, and the processor takes {size} without resizing")
         return image
     except Exception as error:  # Pillow's decoders raise exceptions of many kinds for corrupt files
-        name = (item.get("path") if isinstance(item, dict) else None) or name
+        name = _name(item, name)
         reason = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnreadableImageError):
             reason = reason.replace("The file", "it", 1).replace("max_pixels=", "--max_pixels ")

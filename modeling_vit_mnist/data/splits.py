@@ -66,10 +66,7 @@ def load_images(
     if "validation" in held_out and splits != ["test"]:
         size = _validation_size(len(loaded["train"]), args)
         loaded["train"], loaded["validation"] = _hold_out(loaded["train"], "validation", size, args)
-    taken = {
-        name: loaded[name].take(args.max_train_samples if name == "train" else args.max_eval_samples)
-        for name in splits
-    }
+    taken = {name: loaded[name].take(args.limit(name)) for name in splits}
     _warn_of_untrained_classes({name: dataset.labels.numpy() for name, dataset in taken.items()}, names)
     return taken
 
@@ -95,9 +92,8 @@ def stream_images(
     streams: dict[str, ImageDataset | ImageStream] = {}
     classes = {}
     for split, origin in origins.items():
-        limit = args.max_train_samples if split == "train" else args.max_eval_samples
         # Messages name the split that holds the image.
-        stream = replace(whole[origin], limit=limit, hash_range=ranges.get(split, ALL_HASHES))
+        stream = replace(whole[origin], limit=args.limit(split), hash_range=ranges.get(split, ALL_HASHES))
         if stream.surveyed is not None:
             classes[split] = stream.contents()[1]
             stream.num_images = len(classes[split])

@@ -114,20 +114,10 @@ class VisualizeArguments(_ModelChoice):
             "model": {"model", "device", "batch_size"},
             "training": {"model", *figure},
             "warps": {"model", "index", *_data_flags("train"), *figure},
-            "framing": {
-                "model",
-                "image",
-                "skip_bad_images",
-                "max_pixels",
-                *figure,
-                *(() if self.image else of_images),
-            },
+            "framing": {"model", "image", "skip_bad_images", "max_pixels", *(figure if self.image else of_images)},
             "report": {"index", "output_dir", *on_a_split},
             **{name: {"model", *figure} for name in ("architecture", "parameters", "positions")},
-            "patches": of_images,
-            "filters": of_images,
-            "attention": of_images,
-            "rollout": of_images,
+            **dict.fromkeys(("patches", "filters", "attention", "rollout"), of_images),
             **{name: {*on_a_split, *figure} for name in ("mistakes", "calibration")},
         }[view]
 

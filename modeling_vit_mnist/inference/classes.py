@@ -88,10 +88,11 @@ class Tally:
 def describe_accuracy(
     predictions: torch.Tensor, labels: torch.Tensor, names: list[str], num_classes: int, what: str
 ) -> str:
-    """[`Tally.describe_accuracy`] of images whose predictions and labels are as in [`Tally.add`]."""
-    tally = Tally()
+    """[`Tally.describe_accuracy`] of images whose predictions and labels are as in [`Tally.add`], -1 for an image
+    without a digit, and the number of these."""
+    tally = Tally(without_digit=int((predictions == -1).sum()))
     tally.add(predictions, labels, names, num_classes)
-    return tally.describe_accuracy(what)
+    return ", ".join([tally.describe_accuracy(what), *tally.describe_others()])
 
 
 def _shorten(names: list[str], limit: int = 12) -> str:

@@ -98,6 +98,12 @@ def frames(processor: VitMnistImageProcessor) -> bool:
     return bool(processor.do_frame and not (processor.do_invert or processor.do_center))
 
 
+def lack_digit(images: torch.Tensor, processor: VitMnistImageProcessor) -> torch.Tensor:
+    """In which of the framed images, of shape `(n, height, width)`, no digit was found: a bool tensor of shape `(n,)`.
+    Framing makes them black."""
+    return (images.flatten(1).amax(1) == 0) & frames(processor)
+
+
 def report_blank_images(images: torch.Tensor, files: list[Path], processor: VitMnistImageProcessor) -> None:
     """Print which of the `images` of [`read_images`] are blank, and advise to invert those that then would not be."""
     inverting = copy.copy(processor)

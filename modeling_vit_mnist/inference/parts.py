@@ -135,7 +135,7 @@ def open_source(
     """The split, as a stream, so that each process decodes only its parts. In memory, without `--streaming`, are the
     first images of a split, and a split that is taken from another one by class. Raises [`UsageError`] for the first
     images of a stream."""
-    limit = args.num_samples or (data_args.max_train_samples if args.split == "train" else data_args.max_eval_samples)
+    limit = args.num_samples or data_args.limit(args.split)
     if limit and data_args.streaming:
         raise UsageError(
             f"The folder --output {args.output} takes all images of a stream: leave out --num_samples and "
@@ -189,15 +189,16 @@ def describe_run(
     args: InferenceArguments, data_args: DataArguments, classifier: Classifier, source: ImageDataset | ImageStream,
     num_parts: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the predictions depend on: flags by name, and hashes of the checkpoint and of the dataset."""
+    """What the predictions depend on, as JSON values: flags by name, hashes of the checkpoint and of the dataset."""
     flags = {**vars(args), **vars(data_args)}
-    return {  # the flags first: they change the rest, and the first difference is reported
+    run = {  # the flags first: they change the rest, and the first difference is reported
         **{name: value for name, value in flags.items() if name not in NOT_RECORDED},
         "dataset": f"{source.source} {_fingerprint(source, data_args)}",
         "checkpoint": hash_checkpoint(classifier),
         "reject": classifier.threshold,
         "parts": num_parts,
     }
+    return json.loads(json.dumps(run))
 
 
 def hash_checkpoint(classifier: Classifier) -> str:
@@ -245,7 +246,7 @@ def prepare_folder(folder: Path, run: dict[str, Any]) -> dict[int, Tally]:
         write_text(manifest, json.dumps({"run": run}, indent=2))
     try:
         before = json.loads(manifest.read_text(encoding="utf-8"))["run"]
-        values = {name: (before.get(name), value) for name, value in json.loads(json.dumps(run)).items()}
+        values = {name: (before.get(name), value) for name, value in run.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"Cannot read {manifest}: delete {folder}, or choose another folder.") from error
     for name, (old, new) in values.items():
@@ -268,7 +269,7 @@ def read_tally(path: Path, run: dict[str, Any]) -> Tally | None:
     except (OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException):
         logger.warning("Predicting %s again: the file is damaged.", path)
         return None
-    if content["run"] != json.loads(json.dumps(run)):
+    if content["run"] != run:
         raise UsageError(f"{path} belongs to another run: choose another folder, or delete this file.")
     return tally
 
@@ -308,6 +309,6 @@ def write_summary(folder: Path, run: dict[str, Any], tallies: dict[int, Tally]) 
     if missing := {part["file"] for part in parts} - {path.name for path in folder.iterdir()}:
         logger.warning("%d parts are not in %s: all machines must share this folder.", len(missing), folder)
     content = {"run": run, "counts": vars(total), "parts": parts}
-    if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != json.loads(json.dumps(content)):
+    if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != content:
         write_text(folder / MANIFEST, json.dumps(content, indent=2))
     return total

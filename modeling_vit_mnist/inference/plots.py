@@ -1,6 +1,7 @@
 """Figures of images: data, predictions, augmentation, framing. `plot_*` functions write the PNG or SVG file `path`,
 with `caption` below the figure."""
 
+import math
 import re
 from pathlib import Path
 
@@ -16,21 +17,20 @@ from .style import LIGHT, WIDTH, Style, shorten
 
 
 def plot_data(
-    images: torch.Tensor, labels: torch.Tensor, names: list[str], path: Path, caption: str = "", style: Style = LIGHT,
-    seed: int = 0,
-) -> None:  # fmt: skip
+    images: torch.Tensor, labels: torch.Tensor, names: list[str], path: Path, caption: str = "", style: Style = LIGHT
+) -> None:
     """Ten random images of each class, and the number of images per class, from `images` of shape
     `(n, height, width)`, uint8, `labels` of shape `(n,)`, and the names of the classes."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     columns = 10
     with style.figure(path, WIDTH, 0.37 * len(names) + 0.4, caption) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(0.37 * columns, 1.8))
-        left.suptitle("Ten images of each class", fontweight="bold", fontsize=10.5)
+        left.suptitle("Ten images of each class")
         axes = left.subplots(len(names), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
         for label, row in enumerate(axes):
             found = (labels == label).nonzero()[:, 0]
             style.fill(row, images[found[torch.randperm(len(found), generator=generator)[:columns]]])
-        right.suptitle("Number of images", fontweight="bold", fontsize=10.5)
+        right.suptitle("Number of images")
         axis = right.subplots()
         counts = labels.bincount(minlength=len(names))
         bars = axis.barh(range(len(names)), counts, color=style.blue, height=0.7)
@@ -49,7 +49,7 @@ def plot_predictions(
     prediction of `None` is shown as "-" or, if there is a score, which is too low then, as "?"."""
     has_names = any("image" in row for row in rows)
     columns = min(len(images), 6 if has_names else 8)
-    lines = -(-len(images) // columns)
+    lines = math.ceil(len(images) / columns)
     size = WIDTH / (6 if has_names else 8)
     height = (size + (0.66 if has_names else 0.45)) * lines
     with style.figure(path, max(size * columns, 2.2), height, caption) as figure:
@@ -131,18 +131,18 @@ def plot_failures(
     """Wrong answers in parts with a title each: the name of a picture, itself, its frame of shape `(height, width)`,
     what is wrong, and how sure the model was."""
     columns = 3
-    lines = [max(1, -(-len(rows) // columns)) for rows in parts.values()]
+    lines = [max(1, math.ceil(len(rows) / columns)) for rows in parts.values()]
     with style.figure(path, 2.4 * columns, 1.65 * sum(lines) + 0.4 * len(parts), caption) as figure:
         subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=[count + 0.25 for count in lines])
         for subfigure, count, (title, rows) in zip(subfigures[:, 0], lines, parts.items(), strict=True):
-            subfigure.suptitle(printable(title), fontweight="bold", fontsize=10.5)
+            subfigure.suptitle(printable(title))
             axes = subfigure.subplots(count, 2 * columns, squeeze=False).flatten()
             for axis in axes[2 * len(rows) :]:
                 axis.set_axis_off()
-            for index, (name, picture, frame, text, sureness) in enumerate(rows):
+            for index, (name, picture, frame, text, confidence) in enumerate(rows):
                 given, framed = axes[2 * index : 2 * index + 2]
                 style.show_in_square(given, picture)
                 style.show(framed, frame)
                 given.set_xlabel(shorten(name, 18), **style.small)
                 framed.set_title(printable(text), color=style.red, fontsize=9, pad=3)
-                framed.set_xlabel(sureness, **style.small)
+                framed.set_xlabel(confidence, **style.small)

@@ -1,6 +1,7 @@
 """Figures of a network: its parameters, patches, filters, positions and attention. `plot_*` functions write the PNG or
 SVG file `path`, with `caption` below the figure."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -43,9 +44,7 @@ def plot_patches(
         style.show(axis, image)
         _draw_grid(axis, side, patch_size, style.orange)
         axis.set_title(f"image\n{side}x{side} pixels")
-        middle.suptitle(
-            f"{count * count} patches\nof {patch_size}x{patch_size} pixels", fontweight="bold", fontsize=10.5
-        )
+        middle.suptitle(f"{count * count} patches\nof {patch_size}x{patch_size} pixels")
         axes = middle.subplots(count, count, squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
         for number, axis in enumerate(axes.flatten()):
             row, column = divmod(number, count)
@@ -61,7 +60,7 @@ def plot_patches(
         axis.set_title(f"{len(tokens)} tokens\nof {tokens.shape[1]} numbers")
         axis.set(xlabel="filter", ylabel="patch")
         for sides, count in ((axis.xaxis, width), (axis.yaxis, height)):
-            sides.set_major_locator(FixedLocator(range(1, count + 1, 1 if count <= 16 else -(-count // 4))))
+            sides.set_major_locator(FixedLocator(range(1, count + 1, 1 if count <= 16 else math.ceil(count / 4))))
         axis.tick_params(length=0, labelsize=8.5 if width <= 8 else 7)
         right.colorbar(drawn, ax=axis, fraction=0.08, pad=0.03).outline.set_visible(False)
 
@@ -121,7 +120,7 @@ def plot_parameters(config: VitMnistConfig, path: Path, caption: str = "", style
         axis.tick_params(left=False)
         axis.spines["bottom"].set_visible(False)
         handles = [plt.Rectangle((0, 0), 1, 1, color=colors[kind], label=kind) for kind in colors if kind]
-        axis.legend(handles=handles, loc="lower right", fontsize=9.5)
+        axis.legend(handles=handles, loc="lower right")
 
 
 def plot_positions(similarity: torch.Tensor, path: Path, caption: str = "", style: Style = LIGHT) -> None:
@@ -131,14 +130,14 @@ def plot_positions(similarity: torch.Tensor, path: Path, caption: str = "", styl
     options = {"cmap": style.diverging, "norm": Normalize(-1, 1), "interpolation": "nearest"}
     with style.figure(path, WIDTH, 3.75, caption) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(3.9, 1.6))
-        left.suptitle("position of each patch", fontweight="bold", fontsize=10.5)
+        left.suptitle("position of each patch")
         axes = left.subplots(side, side, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
         for number, axis in enumerate(axes.flatten()):
             drawn = axis.imshow(_as_grid(similarity[1 + number, 1:]), **options)
             row, column = divmod(number, side)
             axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=style.ink, lw=1.4))
             style.finish(axis)
-        right.suptitle("position of CLS", fontweight="bold", fontsize=10.5)
+        right.suptitle("position of CLS")
         axis = right.subplots()
         axis.imshow(_as_grid(similarity[0, 1:]), **options)
         style.finish(axis)

@@ -1,6 +1,7 @@
 """Figures of a run and its results: training curves, mistakes, calibration. `plot_*` functions write the PNG or SVG
 file `path`, with `caption` below the figure."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .analysis import Calibration, count_warmup, learning_rates
 from .style import LIGHT, WIDTH, Style, shorten
 
 MAX_NAME = 16  # characters of a class
+MAX_NUMBERED = 40  # classes of a confusion matrix with a number in each cell
 
 
 def _series(history: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +45,7 @@ def plot_training(
         loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         loss.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         loss.yaxis.set_minor_formatter(NullFormatter())
-        loss.legend(fontsize=9.5)
+        loss.legend()
         epochs, values = _series(history, "eval_accuracy")
         accuracy.plot(epochs, values, color=style.blue)
         if np.isfinite(values).any():
@@ -129,11 +131,13 @@ def _show_warmup(axis: plt.Axes, history: list[dict], run: dict[str, Any], style
 
 def plot_mistakes(
     images: torch.Tensor, labels: torch.Tensor, probabilities: torch.Tensor, names: list[str], path: Path,
-    caption: str = "", style: Style = LIGHT,
+    caption: str = "", style: Style = LIGHT, without_digit: int = 0,
 ) -> None:  # fmt: skip
     """The confusion matrix in percent of each label, and the most confident errors, from `images` of shape
     `(n, height, width)`, uint8, `labels` of shape `(n,)`, and `probabilities` of shape `(n, classes)`. `names` are
-    those of the classes, followed by those of labels that are no class of the model, which get a row and no column."""
+    those of the classes, followed by those of labels that are no class of the model, which get a row and no column.
+    Further images, `without_digit`, count as wrong. Beyond [`MAX_NUMBERED`] classes, cells are small, without their
+    numbers."""
     from sklearn.metrics import confusion_matrix
 
     confidence, predictions = probabilities.max(1)
@@ -143,29 +147,33 @@ def plot_mistakes(
     rates = confusion / np.maximum(totals, 1)[:, None]
     wrong = (predictions != labels).nonzero()[:, 0]
     worst = wrong[confidence[wrong].argsort(descending=True)][:18]
-    columns, lines = 6, -(-len(worst) // 6)
-    width = max(WIDTH, 0.42 * len(names) + 1)
-    heights = (0.38 * len(names) + 1.05, 1.35 * max(lines, 1) + 0.3)
+    columns = 6
+    lines = max(1, math.ceil(len(worst) / columns))
+    is_numbered = len(names) <= MAX_NUMBERED
+    cell = 0.42 if is_numbered else 0.1  # inches
+    width = max(WIDTH, cell * len(names) + 1)
+    heights = (0.9 * cell * len(names) + 1.05, 1.35 * lines + 0.3)
     with style.figure(path, width, sum(heights), caption) as figure:
         top, below = figure.subfigures(2, 1, height_ratios=heights)
         axis = top.subplots()
         errors = rates.copy()
         np.fill_diagonal(errors, 0)
         color = axis.imshow(errors, cmap=style.sequential, vmax=max(errors.max() * 1.3, 1e-3), aspect="auto")
-        for row, column in np.argwhere(confusion):
+        for row, column in np.argwhere(confusion) if is_numbered else ():
             is_right = row == column
             options = {"color": style.muted} if is_right else {"color": style.on(color.to_rgba(errors[row, column]))}
             text = f"{100 * rates[row, column]:.1f}"
             axis.text(column, row, text, ha="center", va="center", fontsize=9, **options)
         classes = names[: confusion.shape[1]]
-        title = f"{len(wrong) / len(labels):.2%} wrong: {len(wrong):,} of {len(labels):,} images"
-        axis.set_title(title)
+        count, total = len(wrong) + without_digit, len(labels) + without_digit
+        title = f"{count / total:.2%} wrong: {count:,} of {total:,} images"
+        axis.set_title(title + (f", {without_digit:,} of them without a digit" if without_digit else ""))
         axis.set(xlabel="predicted, % of the label's images", ylabel="label (images)")
         axis.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 4 else 90)
         axis.set_yticks(range(len(names)), [f"{name} ({n:,})" for name, n in zip(names, totals.tolist(), strict=True)])
-        axis.tick_params(length=0)
-        below.suptitle("Most confident errors: predicted, not the label", fontweight="bold", fontsize=10.5)
-        axes = below.subplots(max(lines, 1), columns, squeeze=False).flatten()
+        axis.tick_params(length=0, **({} if is_numbered else {"labelsize": 6}))
+        below.suptitle("Most confident errors: predicted, not the label")
+        axes = below.subplots(lines, columns, squeeze=False).flatten()
         style.fill(axes, images[worst])
         for axis, index in zip(axes, worst.tolist(), strict=False):
             title = f"{names[predictions[index]]}, not {names[labels[index]]}"
@@ -187,7 +195,7 @@ def plot_calibration(found: Calibration, path: Path, caption: str = "", style: S
         diagram.plot(centers, found.confidence[has_any], label="mean probability", **options)
         diagram.set(xlim=(0, 1), ylim=(0, 1.03))
         diagram.set_title(f"Expected calibration error: {found.error:.4f}")
-        diagram.legend(loc="upper left", fontsize=9.5)
+        diagram.legend(loc="upper left")
         diagram.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         histogram.bar(centers, counts, 0.92 / bins, color=style.muted)
         for center, count in zip(centers, counts.tolist(), strict=True):

@@ -24,7 +24,7 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import QUIET_BEYOND, InferenceArguments
 from .classes import Tally, class_names, match_classes
-from .images import find_images, frames, read_images, report_blank_images
+from .images import find_images, frames, lack_digit, read_images, report_blank_images
 from .record import warn_of_other_split
 
 GRID_IMAGES = 100
@@ -36,10 +36,11 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device `name`; without one, an accelerator if there is one, else the CPU. Raises [`UsageError`] if there is
     no such device."""
     if name is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        tensor = torch.empty(1, device=name)
+        tensor.cpu()  # a "meta" device has no data
+        return tensor.device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"No device {name!r} here: {str(error).splitlines()[0]}") from error
 
@@ -168,8 +169,8 @@ class Classifier:
         image_names = [row.get("image") or f"image {row['index']}" for row in rows]
         logits = predict(self.model, self.processor, images, self.batch_size, image_names.__getitem__)
         seconds = time.perf_counter() - started
-        if frames(self.processor) and "image" not in rows[0]:  # framing makes an image black if it holds no digit
-            for index in (images.flatten(1).amax(1) == 0).nonzero()[:, 0].tolist():
+        if "image" not in rows[0]:  # of files, the reason is known
+            for index in lack_digit(images, self.processor).nonzero()[:, 0].tolist():
                 rows[index]["problem"] = "there is no digit"
         add_predictions(rows, logits, self.names, self.top_k, self.threshold)
         predicted = logits.argmax(1)
@@ -214,6 +215,8 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Raise [`UsageError`] unless a file can be written to `path` without changing one of the inputs, which are files,
     or folders of data."""
     check_apart(path, inputs)
+    if path.is_symlink():  # it would be replaced, and what it points to left as it is
+        raise UsageError(f"{path} is a symbolic link: name the file that it points to, {path.resolve()}.")
     if path.is_dir():
         raise UsageError(f"Cannot write to {path}: it is a folder.")
     check_writable(path.parent)
@@ -234,9 +237,8 @@ def open_split(
     if not data_args.streaming:
         return load_images(data_args, processor, [args.split])[args.split].take(args.num_samples or None)
     if args.num_samples:
-        limits = (data_args.max_train_samples, data_args.max_eval_samples)
-        train, other = (min(args.num_samples, limit or args.num_samples) for limit in limits)
-        data_args = replace(data_args, max_train_samples=train, max_eval_samples=other)
+        limit = min(args.num_samples, data_args.limit(args.split) or args.num_samples)
+        data_args = replace(data_args, max_train_samples=limit, max_eval_samples=limit)
     return stream_images(data_args, processor, [args.split])[args.split]
 
 

@@ -136,7 +136,7 @@ def _figure(subject: Subject, view: str, kind: str, alternative: str) -> str:
                 subject.args = replace(before, output_dir=folder, format=kind, dark=is_dark)
                 with contextlib.redirect_stdout(io.StringIO()):
                     VIEWS[view](subject)
-                sources.append(_data_uri(Path(folder) / f"{view}{'-dark' if is_dark else ''}.{kind}"))
+                sources.append(_data_uri(subject.path(view)))
     except UsageError as error:
         return f'<p class="note">Not shown: {_cell(error)}</p>'
     finally:

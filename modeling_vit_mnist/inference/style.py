@@ -57,7 +57,8 @@ class Style:
             "figure.facecolor": self.paper, "axes.facecolor": self.paper, "savefig.facecolor": self.paper,
             "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": self.muted,
             "xtick.color": self.muted, "ytick.color": self.muted, "legend.frameon": False,
-            "axes.titlesize": 10.5, "axes.titleweight": "bold", "savefig.dpi": 190, "svg.hashsalt": "vit-mnist",
+            "axes.titlesize": 10.5, "axes.titleweight": "bold", "figure.titlesize": 10.5, "figure.titleweight": "bold",
+            "legend.fontsize": 9.5, "savefig.dpi": 190, "svg.hashsalt": "vit-mnist",
         }  # fmt: skip
 
     @property
@@ -130,7 +131,7 @@ DARK = Style(
 )  # fmt: skip
 
 
-def shorten(name: str, length: int = 28) -> str:
+def shorten(name: str, length: int) -> str:
     """A name in one line, without its middle if it is longer."""
     name = printable(name)
     return name if len(name) <= length else f"{name[: length - 11]}...{name[-8:]}"

@@ -18,6 +18,7 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
 from .arguments import VisualizeArguments
 from .classes import class_names, match_classes
+from .images import lack_digit
 from .predict import check_finite, choose_device, predict
 from .record import read_run_parts, warn_of_other_split
 from .style import DARK, LIGHT
@@ -31,11 +32,13 @@ class Subject:
     def __init__(self, args: VisualizeArguments, data_args: DataArguments):
         self.args, self.data_args = args, data_args
 
+    def path(self, name: str) -> Path:
+        """Where a figure goes."""
+        return Path(self.args.output_dir) / f"{name}{'-dark' if self.args.dark else ''}.{self.args.format}"
+
     def target(self, name: str, caption: str) -> dict[str, Any]:
         """Where a figure goes, what stands below it, and its style: arguments of the `plot_*` functions."""
-        file = f"{name}{'-dark' if self.args.dark else ''}.{self.args.format}"
-        style = DARK if self.args.dark else LIGHT
-        return {"path": Path(self.args.output_dir) / file, "caption": caption, "style": style}
+        return {"path": self.path(name), "caption": caption, "style": DARK if self.args.dark else LIGHT}
 
     @property
     def name(self) -> str:
@@ -89,7 +92,9 @@ class Subject:
             outputs = self.model(pixel_values, output_attentions=True)
         check_finite(outputs.logits, lambda row: f"image {self.args.index[row]}")
         names = class_names(self.model)
-        predictions = [names[label] for label in outputs.logits.argmax(1).tolist()]
+        blank = lack_digit(self.chosen.images, self.processor).tolist()
+        best = outputs.logits.argmax(1).tolist()
+        predictions = ["no digit" if is_blank else names[label] for label, is_blank in zip(best, blank, strict=True)]
         return tuple(attention.float().cpu() for attention in outputs.attentions), predictions
 
     @cached_property
@@ -109,6 +114,14 @@ class Subject:
     def probabilities(self) -> torch.Tensor:
         """The probabilities of the classes for the split, of shape `(n, classes)`."""
         return predict(self.model, self.processor, self.dataset.images).softmax(-1)
+
+    @cached_property
+    def has_digit(self) -> torch.Tensor:
+        """In which images of the split framing found a digit, of shape `(n,)`. The others have no prediction."""
+        has_digit = ~lack_digit(self.dataset.images, self.processor)
+        if not has_digit.any():
+            raise UsageError(f"None of the {self.data} holds a digit.")
+        return has_digit
 
     @cached_property
     def history(self) -> list[dict]:

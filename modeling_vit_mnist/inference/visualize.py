@@ -13,7 +13,7 @@ from ..cli.files import check_writable
 from ..data.augmentation import AugmentationArguments, draw_warps, warp_images
 from ..data.splits import load_images
 from ..deskewing_vit_mnist import deskew
-from ..framing_vit_mnist import Framing, frame_digit
+from ..framing_vit_mnist import Framing
 from ..image_processing_vit_mnist import VitMnistImageProcessor, open_image
 from . import plots, plots_network, plots_results
 from .analysis import attention_rollout, calibration, position_similarity
@@ -27,10 +27,6 @@ from .subject import Subject
 
 WARPED_EPOCHS = 7  # shown of each training image
 MAX_ADDED = 1_000_000  # images made by code, as a record of a stranger may have any number
-
-
-def _say_written(target: dict) -> None:
-    print(f"Wrote {printable(str(target['path']))}")
 
 
 def view_data(subject: Subject) -> None:
@@ -55,7 +51,6 @@ def view_data(subject: Subject) -> None:
     batch = next(iter(torch.utils.data.DataLoader(train, args.batch_size, collate_fn=train.collate)))
     print(f"Batch: images {list(batch['pixel_values'].shape)}, labels {list(batch['labels'].shape)}")
     plots.plot_data(images, labels, train.names, **target)
-    _say_written(target)
 
 
 def view_model(subject: Subject) -> None:
@@ -72,16 +67,13 @@ def view_model(subject: Subject) -> None:
 
 def view_architecture(subject: Subject) -> None:
     """The network, drawn from its config."""
-    target = subject.target("architecture", f"{subject.name}. Shapes are those of one image.")
-    plot_architecture(subject.model.config, **target)
-    _say_written(target)
+    caption = f"{subject.name}. Shapes are those of one image."
+    plot_architecture(subject.model.config, **subject.target("architecture", caption))
 
 
 def view_parameters(subject: Subject) -> None:
     """Where the parameters are."""
-    target = subject.target("parameters", f"{subject.name}.")
-    plots_network.plot_parameters(subject.model.config, **target)
-    _say_written(target)
+    plots_network.plot_parameters(subject.model.config, **subject.target("parameters", f"{subject.name}."))
 
 
 def view_patches(subject: Subject) -> None:
@@ -93,7 +85,6 @@ def view_patches(subject: Subject) -> None:
     )
     target = subject.target("patches", caption)
     plots_network.plot_patches(subject.chosen.images[0], subject.tokens[0], model.config.patch_size, **target)
-    _say_written(target)
 
 
 def view_filters(subject: Subject) -> None:
@@ -103,7 +94,6 @@ def view_filters(subject: Subject) -> None:
         caption += f" The first {plots_network.MAX_FILTERS} of {subject.model.config.hidden_size} filters."
     target = subject.target("filters", caption)
     plots_network.plot_filters(subject.model, subject.chosen.images, subject.tokens, **target)
-    _say_written(target)
 
 
 def view_positions(subject: Subject) -> None:
@@ -111,7 +101,6 @@ def view_positions(subject: Subject) -> None:
     caption = f"{subject.name}. Each map compares the framed patch's position embedding with those of all patches."
     target = subject.target("positions", caption)
     plots_network.plot_positions(position_similarity(subject.model).cpu(), **target)
-    _say_written(target)
 
 
 def view_attention(subject: Subject) -> None:
@@ -123,7 +112,6 @@ def view_attention(subject: Subject) -> None:
     )
     target = subject.target("attention", caption)
     plots_network.plot_attention(subject.chosen.images, attentions, predictions, **target)
-    _say_written(target)
 
 
 def view_rollout(subject: Subject) -> None:
@@ -138,7 +126,6 @@ def view_rollout(subject: Subject) -> None:
     target = subject.target("rollout", caption)
     rollout = attention_rollout(attentions)
     plots_network.plot_rollout(subject.chosen.images, attentions, rollout, predictions, **target)
-    _say_written(target)
 
 
 def view_warps(subject: Subject) -> None:
@@ -170,7 +157,6 @@ def view_warps(subject: Subject) -> None:
     print(f"Augmentation: {', '.join(words)}")
     target = subject.target("warps", caption)
     plots.plot_warps(images, torch.stack(warped, 1), [*range(1, 1 + WARPED_EPOCHS)], **target)
-    _say_written(target)
 
 
 def view_training(subject: Subject) -> None:
@@ -180,27 +166,30 @@ def view_training(subject: Subject) -> None:
     print(printable(f"Checkpoint: {subject.args.model}{data}"))
     target = subject.target("training", f"{subject.name}{data}.")
     plots_results.plot_training(history, run=run, **target)
-    _say_written(target)
 
 
 def view_mistakes(subject: Subject) -> None:
     """Confusion matrix and most confident errors."""
     labels, names = subject.labels
     probabilities, what = subject.probabilities, printable(subject.data)
-    print(describe_accuracy(probabilities.argmax(1), labels, names, subject.model.config.num_labels, what))
+    shown = subject.has_digit
+    predictions = probabilities.argmax(1).where(shown, -1)
+    print(describe_accuracy(predictions, labels, names, subject.model.config.num_labels, what))
     target = subject.target("mistakes", f"{subject.name}, {subject.data}.")
-    plots_results.plot_mistakes(subject.dataset.images, labels, probabilities, names, **target)
-    _say_written(target)
+    target["without_digit"] = int((~shown).sum())
+    images = subject.dataset.images[shown]
+    plots_results.plot_mistakes(images, labels[shown], probabilities[shown], names, **target)
 
 
 def view_calibration(subject: Subject) -> None:
     """Whether the probabilities are right as often as they say."""
-    labels, _ = subject.labels
-    found = calibration(subject.probabilities, labels)
-    print(f"Expected calibration error: {found.error:.4f} ({len(labels):,} images, {len(found.counts)} bins)")
-    target = subject.target("calibration", f"{subject.name}, {len(labels):,} {subject.data}.")
+    shown = subject.has_digit
+    found = calibration(subject.probabilities[shown], subject.labels[0][shown])
+    count, left_out = int(shown.sum()), len(shown) - int(shown.sum())
+    others = f", without {left_out:,} that hold no digit" if left_out else ""
+    print(f"Expected calibration error: {found.error:.4f} ({count:,} images, {len(found.counts)} bins){others}")
+    target = subject.target("calibration", f"{subject.name}, {count:,} {subject.data}{others}.")
     plots_results.plot_calibration(found, **target)
-    _say_written(target)
 
 
 def view_framing(subject: Subject) -> None:
@@ -211,7 +200,7 @@ def view_framing(subject: Subject) -> None:
     if (given := len(files) or len(args.index)) > MAX_FRAMED:
         raise UsageError(f"The view 'framing' takes up to {MAX_FRAMED} images, got {given}: pass fewer.")
     caption = f"Framed by the processor of {subject.name}."
-    check_output(subject.target("framing", caption)["path"], files)
+    check_output(subject.path("framing"), files)
     processor = copy.copy(subject.processor)
     if not frames(processor):
         raise UsageError(f"{args.model} does not frame images (do_frame is off): choose another --model.")
@@ -228,17 +217,12 @@ def view_framing(subject: Subject) -> None:
         names = lines = [f"image {index}" for index in args.index]
         pictures = [_put_on_paper(image) for image in subject.select(dataset).images.numpy()]
     target = subject.target("framing", caption)
-    framings = []
-    for picture in pictures:
-        gray = processor.process_image(picture)
-        gray = gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8)
-        framings.append(frame_digit(gray, processor.size["height"]))
+    framings = [processor.frame(processor.process_image(picture), processor.size["height"]) for picture in pictures]
     descriptions = [*map(describe_framing, framings)]
     for line, description in zip(lines, descriptions, strict=True):
         print(f"{printable(line)}: {description}")
     upright = [deskew(found.image) for found in framings] if processor.do_deskew else []
     plots.plot_framing(names, pictures, framings, descriptions, upright=upright, **target)
-    _say_written(target)
 
 
 def _put_on_paper(image: np.ndarray, side: int = 240) -> PIL.Image.Image:
@@ -276,3 +260,5 @@ def show(view: str, subject: Subject) -> None:
     if view != "model":
         check_writable(Path(subject.args.output_dir))
     VIEWS[view](subject)
+    if view != "model":
+        print(f"Wrote {printable(str(subject.path(view)))}")

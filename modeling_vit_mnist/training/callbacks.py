@@ -19,12 +19,8 @@ from .natural_gradient import per_sample_gradients
 class EpochReportCallback(TrainerCallback):
     """Prints one line per evaluation, marked `best` if its metric is the best so far, by the rule of Trainer."""
 
-    def __init__(self):
-        self.loss: float | None = None  # logged since the last evaluation
-        self.selects = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.selects = False
+    loss: float | None = None  # logged since the last evaluation
+    selects = False
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.selects = True  # Trainer does not select the evaluation of --eval_on_start

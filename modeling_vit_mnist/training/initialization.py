@@ -37,7 +37,6 @@ def build_model(args: ModelArguments, names: list[str]) -> VitMnistForImageClass
         _set_classes(model, names)
         return model
     options["id2label"] = dict(enumerate(names))
-    options["label2id"] = {name: index for index, name in enumerate(names)}
     try:
         return VitMnistForImageClassification(VitMnistConfig(**args.config_fields(), **options))
     except (ValueError, StrictDataclassError) as error:
@@ -64,7 +63,6 @@ def _set_classes(model: VitMnistForImageClassification, names: list[str]) -> Non
             model.head.bias[index] = old.bias[known[name]]
     model.num_labels = len(names)
     model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-MAX_PARAMETERS = 10_000  # their Fisher matrix has 400 MB
+MAX_FISHER_PARAMETERS = 10_000  # their Fisher matrix has 400 MB
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -59,8 +59,10 @@ class NaturalGradient(torch.optim.Optimizer):
         self.sizes = [param.numel() for param in self.params]
         if len(self.param_groups) > 1:
             raise ValueError("NaturalGradient takes one group of parameters: its matrix couples them all.")
-        if sum(self.sizes) > MAX_PARAMETERS:
-            raise ValueError(f"NaturalGradient takes up to {MAX_PARAMETERS:,} parameters, got {sum(self.sizes):,}.")
+        if sum(self.sizes) > MAX_FISHER_PARAMETERS:
+            raise ValueError(
+                f"NaturalGradient takes up to {MAX_FISHER_PARAMETERS:,} parameters, got {sum(self.sizes):,}."
+            )
         self.inverse: torch.Tensor | None = None
 
     @torch.no_grad()

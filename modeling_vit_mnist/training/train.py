@@ -38,7 +38,7 @@ from .arguments import ModelArguments, VitMnistTrainingArguments
 from .callbacks import EpochReportCallback, QuietProgressCallback
 from .compiled import plain
 from .initialization import build_model, whiten_patch_embed
-from .natural_gradient import MAX_PARAMETERS
+from .natural_gradient import MAX_FISHER_PARAMETERS
 from .processes import decide, shared
 from .run_folder import RESULTS_FILE, RUN_FILE, RunFolderCallback, close_run, describe_run, prepare_output_dir
 from .signals import StopCallback
@@ -96,9 +96,9 @@ def _train(
         )
     model = build_model(model_args, datasets["train"].names)
     model.config.digit_score_threshold = None  # of a fine-tuned checkpoint: `measure` sets the new one
-    if args.optim == "natural_gradient" and model.num_parameters() > MAX_PARAMETERS:
+    if args.optim == "natural_gradient" and model.num_parameters() > MAX_FISHER_PARAMETERS:
         raise UsageError(
-            f"--optim natural_gradient supports up to {MAX_PARAMETERS:,} parameters, the network has "
+            f"--optim natural_gradient supports up to {MAX_FISHER_PARAMETERS:,} parameters, the network has "
             f"{model.num_parameters():,}: use adam or adamw_torch."
         )
     if model_args.whiten_patches and not model_args.model_name_or_path:
@@ -239,7 +239,7 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
     validation = trainer.predict(datasets["validation"], metric_key_prefix="eval")
     trainer.model.config.digit_score_threshold = score_threshold(validation)
     test = trainer.predict(datasets["test"], metric_key_prefix="test")
-    metrics = compute_metrics(transformers.EvalPrediction(test.predictions, test.label_ids))
+    metrics = compute_metrics(test)
     return {
         "dataset": datasets["train"].source,
         "parameters": trainer.model.num_parameters(),
