@@ -328,12 +328,38 @@ def test_full_mnist_is_recognized_in_a_folder(mnist):
     assert digits["test"].labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
 
+@pytest.mark.parametrize("other", ["test images", "train labels", "no test split"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_mnist_with_other_images_or_labels_is_not_mnist(few, tmp_path, monkeypatch, other, streaming):
+    """Results on it would be published as results on MNIST."""
+    write_idx(tmp_path, few)
+    args = DataArguments(dataset_name=str(tmp_path), streaming=streaming, validation_size=4)
+    known = {name: [*values] for name, values in few.items()}
+    for constant, content in (("MNIST_MD5", "images-idx3"), ("MNIST_LABELS_MD5", "labels-idx1")):
+        stems = {"train": "train", "test": "t10k"}
+        files = {split: (tmp_path / f"{stem}-{content}-ubyte").read_bytes() for split, stem in stems.items()}
+        monkeypatch.setattr(splits_module, constant, {s: hashlib.md5(file).hexdigest() for s, file in files.items()})
+    starts = {s: hashlib.md5(x.tobytes() + y.astype(np.uint8).tobytes()).hexdigest() for s, (x, y) in known.items()}
+    monkeypatch.setattr(splits_module, "MNIST_START_MD5", starts)
+    monkeypatch.setattr(splits_module, "MNIST_SIZE", {name: len(labels) for name, (_, labels) in known.items()})
+    read = stream_images if streaming else load_images
+    assert {split.source for split in read(args, PROCESSOR).values()} == {"ylecun/mnist"}
+    split, part = {"test images": ("test", 0), "train labels": ("train", 1)}.get(other, ("test", 0))
+    known[split][part] = known[split][part][::-1]
+    write_idx(tmp_path, known)
+    if other == "no test split":
+        for file in tmp_path.glob("t10k-*"):
+            file.unlink()
+    assert {split.source for split in read(args, PROCESSOR).values()} == {tmp_path.name}
+
+
 @pytest.mark.parametrize("do_deskew", [False, True])
 def test_mnist_is_recognized_before_it_is_deskewed(few, tmp_path, monkeypatch, do_deskew):
     write_idx(tmp_path, few)
     plain = load(tmp_path)
-    file = (tmp_path / "t10k-images-idx3-ubyte").read_bytes()
-    monkeypatch.setattr(splits_module, "MNIST_MD5", {"test": hashlib.md5(file).hexdigest()})
+    for kind, constant in (("images-idx3", "MNIST_MD5"), ("labels-idx1", "MNIST_LABELS_MD5")):
+        file = (tmp_path / f"t10k-{kind}-ubyte").read_bytes()
+        monkeypatch.setattr(splits_module, constant, {"test": hashlib.md5(file).hexdigest()})
     processor = VitMnistImageProcessor(do_deskew=do_deskew)
     test = load_images(DataArguments(dataset_name=str(tmp_path)), processor, ["test"])["test"]
     assert test.source == "ylecun/mnist" and test.processor is processor
@@ -346,12 +372,16 @@ def test_sample_is_balanced_and_named(sample):
 
 
 def test_only_the_sample_has_its_name(few, tmp_path):
-    """A copy is the sample, too. Other images in a folder of that name are not."""
+    """A copy is the sample, too. Other images in a folder of that name are not, nor is the sample with more images. A
+    name with a slash would be that of a dataset on the Hub."""
     shutil.copytree(SAMPLE, tmp_path / "copy" / SAMPLE.name)
     (tmp_path / "mine" / SAMPLE.name).mkdir(parents=True)
     write_idx(tmp_path / "mine" / SAMPLE.name, few)
     assert load(tmp_path / "copy" / SAMPLE.name, splits=["test"])["test"].source == SAMPLE.name
-    assert load(tmp_path / "mine" / SAMPLE.name, splits=["test"])["test"].source == f"mine/{SAMPLE.name}"
+    assert load(tmp_path / "mine" / SAMPLE.name, splits=["test"])["test"].source == f"mine-{SAMPLE.name}"
+    more = shutil.copytree(SAMPLE, tmp_path / "more" / SAMPLE.name)
+    shutil.copy(next(more.glob("data/train*")), more / "data" / "train-00001-of-00002.parquet")
+    assert load(more, splits=["test"])["test"].source == f"more-{SAMPLE.name}"
 
 
 def test_offline_default_is_the_sample_with_one_warning(caplog, monkeypatch):

@@ -42,7 +42,7 @@ class ImageDataset(torch.utils.data.Dataset):
         names (`list[str]`): Names of the classes.
         processor ([`VitMnistImageProcessor`]): Normalizes the images, batch by batch.
         source (`str`): Hub id or folder name of the dataset, without a path.
-        is_held_out (`bool`): The split was taken from `train`, by a seed.
+        held_out (`int`): How many images were taken from `train` for this split, by a seed; 0 if it has its own.
     """
 
     images: torch.Tensor
@@ -50,7 +50,7 @@ class ImageDataset(torch.utils.data.Dataset):
     names: list[str]
     processor: VitMnistImageProcessor
     source: str
-    is_held_out: bool = False
+    held_out: int = 0
 
     def __len__(self) -> int:
         return len(self.images)

@@ -25,10 +25,14 @@ from .streaming import ALL_HASHES, ImageStream, open_stream
 logger = logging.getLogger(__name__)
 
 MAX_STREAMED_VALIDATION = 5_000
-# MD5 of the uncompressed train-images-idx3-ubyte and t10k-images-idx3-ubyte of LeCun, Cortes and Burges.
+# MD5 of the uncompressed train-images-idx3-ubyte and t10k-images-idx3-ubyte of LeCun, Cortes and Burges, and of the
+# files of their labels.
 MNIST_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
-MNIST_START = 1000  # images of a stream that are compared
-MNIST_START_MD5 = "797376ef78daac436057679b4536cf4d"
+MNIST_LABELS_MD5 = {"train": "a25bea736e30d166cdddb491f175f624", "test": "27ae3e4e09519cfbb04c329615203637"}
+# Of a stream, the number of images is compared, and the MD5 of the first ones and their labels.
+MNIST_SIZE = {"train": 60_000, "test": 10_000}
+MNIST_START = 1000
+MNIST_START_MD5 = {"train": "603010c9a92bc2d898634e8fbe60aedf", "test": "f2651a0ef751317d89c42a0f94ade8cf"}
 
 
 def load_images(
@@ -52,12 +56,14 @@ def load_images(
     streams, names, held_out = open_splits(args, plain, splits)
     wanted = {*splits, *(["train"] if held_out else [])}
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
-    _recognize_mnist(loaded)
+    # By all splits: results on others than MNIST's test images are none on MNIST.
+    is_mnist = "test" not in held_out and all(_is_mnist(name, loaded[name]) for name in loaded)
     for name, dataset in loaded.items():
         images = dataset.images
         if processor.do_deskew:
             images = torch.from_numpy(np.stack([deskew(image) for image in images.numpy()]))
-        loaded[name] = replace(dataset, images=images, processor=processor)
+        source = DEFAULT_DATASET if is_mnist else dataset.source
+        loaded[name] = replace(dataset, images=images, processor=processor, source=source)
 
     # Always in this order, so that a split does not depend on which others are loaded.
     if "test" in held_out:
@@ -85,7 +91,8 @@ def stream_images(
         for name in dict.fromkeys(origins.values()):
             whole[name].survey()
     ranges = _hash_ranges(whole["train"].survey().hashes, held_out, args) if held_out else {}
-    if "train" in whole and _starts_as_mnist(whole["train"]):
+    counted = {name: stream for name, stream in whole.items() if stream.surveyed is not None}
+    if counted and "test" not in held_out and all(_starts_as_mnist(name, stream) for name, stream in counted.items()):
         for stream in whole.values():
             stream.source = DEFAULT_DATASET
 
@@ -225,23 +232,25 @@ def _hold_out(dataset: ImageDataset, split: str, size: int, args: DataArguments)
         )  # fmt: skip
         parts = train_test_split(np.arange(len(dataset)), **options)
     rest, held_out = (dataset.select(torch.from_numpy(np.sort(part))) for part in parts)
-    return rest, replace(held_out, is_held_out=True)
+    return rest, replace(held_out, held_out=size)
 
 
-def _recognize_mnist(loaded: dict[str, ImageDataset]) -> None:
-    """Set the source of MNIST's own images to its Hub id, wherever they were loaded from."""
-    for split, dataset in loaded.items():
-        if split in MNIST_MD5 and dataset.images.shape[1:] == (28, 28):
-            header = struct.pack(">4I", 0x803, *dataset.images.shape)
-            if hashlib.md5(header + dataset.images.numpy().tobytes()).hexdigest() == MNIST_MD5[split]:
-                dataset.source = DEFAULT_DATASET
+def _is_mnist(split: str, dataset: ImageDataset) -> bool:
+    """Whether a whole split has MNIST's own images and labels."""
+    if split not in MNIST_MD5 or dataset.images.shape[1:] != (28, 28):
+        return False
+    headers = struct.pack(">4I", 0x803, *dataset.images.shape), struct.pack(">2I", 0x801, len(dataset))
+    contents = dataset.images.numpy().tobytes(), dataset.labels.numpy().astype(np.uint8).tobytes()
+    found = [hashlib.md5(header + content).hexdigest() for header, content in zip(headers, contents, strict=True)]
+    return found == [MNIST_MD5[split], MNIST_LABELS_MD5[split]]
 
 
-def _starts_as_mnist(stream: ImageStream) -> bool:
-    """Whether a stream that has been counted has as many images as MNIST's train split, and its first ones."""
-    if stream.surveyed is None or len(stream.surveyed.hashes) != 60_000:
+def _starts_as_mnist(split: str, stream: ImageStream) -> bool:
+    """Whether a stream that has been counted has as many images as MNIST's split, and its first ones."""
+    if stream.surveyed is None or len(stream.surveyed.hashes) != MNIST_SIZE.get(split):
         return False
     plain = copy.copy(stream.processor)
     plain.do_deskew = False
-    start = replace(stream, processor=plain, limit=MNIST_START).take().images
-    return hashlib.md5(start.numpy().tobytes()).hexdigest() == MNIST_START_MD5
+    start = replace(stream, processor=plain, limit=MNIST_START).take()
+    content = start.images.numpy().tobytes() + start.labels.numpy().astype(np.uint8).tobytes()
+    return hashlib.md5(content).hexdigest() == MNIST_START_MD5[split]

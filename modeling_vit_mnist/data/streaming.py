@@ -94,9 +94,11 @@ class ImageStream(torch.utils.data.IterableDataset):
         return isinstance(self.stream.features[self.columns[1]], datasets.ClassLabel)
 
     @property
-    def is_held_out(self) -> bool:
-        """Whether the split was taken from another one, by hashes."""
-        return self.hash_range != ALL_HASHES
+    def held_out(self) -> int:
+        """How many images were taken from `train` for this split, by their hashes; 0 if it has its own."""
+        low, high = self.hash_range
+        hashes = self.survey().hashes if self.hash_range != ALL_HASHES else np.empty(0)
+        return int(np.count_nonzero((low <= hashes) & (hashes < high)))
 
     @property
     def is_text(self) -> bool:
@@ -141,7 +143,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                 "No pixel of the %s split of %s is brighter than %d of 255: scale the images to 255, or to 65535 if "
                 "they have 16 bits.", self.split, self.source, brightest,
             )  # fmt: skip
-        return replace(images, is_held_out=self.is_held_out)
+        return replace(images, held_out=self.held_out)
 
     def survey(self) -> Survey:
         """Read all images once: find their hashes and labels, and check the labels. Images are decoded only if those

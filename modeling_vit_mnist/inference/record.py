@@ -29,15 +29,15 @@ def other_split(
     """How the split `name` differs from the one that training took from the train split of the same dataset, by its
     record `run`, so that it may hold training images. `None` if it does not, or was not taken."""
     data = run.get("data", {})
-    if name == "train" or not split.is_held_out or data.get("source") != split.source:
+    if name == "train" or not split.held_out or data.get("source") != split.source:
         return None
     if bool(data.get("streaming")) != args.streaming:
         return f"training was {'with' if data.get('streaming') else 'without'} --streaming"
     if (seed := data.get("split_seed", 0)) != args.split_seed:
         return f"training had --split_seed {seed}"
-    count, size = split.num_images if isinstance(split, ImageStream) else len(split), data.get(name)
-    if count is not None and isinstance(size, int) and count > size:
-        return f"training validated or tested on {size:,}, here are {count:,}"
+    size = data.get(f"{name}_held_out", data.get(name))
+    if isinstance(size, int) and split.held_out != size:
+        return f"training validated or tested on {size:,}, here are {split.held_out:,}"
     return None
 
 

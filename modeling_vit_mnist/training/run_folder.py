@@ -83,6 +83,8 @@ def describe_run(
         network["fine_tuned_from"] = folder.resolve().name if folder.is_dir() else model_args.model_name_or_path
         network["initial_weights"] = hashlib.sha256(save(model.state_dict())).hexdigest()[:16]
     data: dict[str, Any] = {name: len(split) for name, split in datasets.items()}
+    # With --max_eval_samples, fewer are measured than were taken from the train split.
+    data |= {f"{name}_held_out": split.held_out for name, split in datasets.items() if split.held_out > len(split)}
     data |= {"source": datasets["train"].source, "content": fingerprint(datasets), "split_seed": data_args.split_seed}
     if data_args.streaming:
         data["streaming"] = True
