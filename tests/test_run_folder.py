@@ -441,6 +441,36 @@ def test_messages_say_how_to_go_on(stopped, finished, tmp_path, capsys):
         train(*arguments(folder, "--num_train_epochs=6"))
 
 
+def test_a_run_from_another_folder_goes_on_after_an_interruption(stopped, tmp_path, capsys, monkeypatch):
+    """From its own last checkpoint, not from the one that it started from."""
+    flags = ["--num_train_epochs=8", f"--resume_from_checkpoint={stopped / 'checkpoint-12'}"]
+    folder = tmp_path / "longer"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(5, patch)
+        train(*arguments(folder, *flags))
+    train(*arguments(folder, *flags))
+    assert f"Resuming from {folder / 'checkpoint-20'}" in capsys.readouterr().out
+    whole = tmp_path / "whole"
+    train(*arguments(whole, *flags))
+    first, again = weights(whole), weights(folder)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_run_that_goes_back_keeps_its_latest_checkpoint(stopped, tmp_path, capsys, monkeypatch, caplog):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    early = min(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    step = int(early.name[11:])
+    assert step < 12
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(step // 4 + 1, patch)
+        train(*arguments(folder, f"--resume_from_checkpoint={early}"))
+    assert (folder / f"checkpoint-{step + 4}").is_dir()
+    shutil.rmtree(early, ignore_errors=True)
+    train(*arguments(folder, f"--resume_from_checkpoint={early}"))
+    assert f"{early} is gone: going on from the last checkpoint beside it." in caplog.text
+    assert f"Resuming from {folder / 'checkpoint-12'}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -94,7 +94,7 @@ def describe_run(
     defaults = {name: field.default for name, field in type(args).__dataclass_fields__.items()}
     training |= {name: getattr(args, name) for name in RARE_ARGUMENTS if getattr(args, name) != defaults[name]}
     checkpoint = chosen_checkpoint(args)
-    if checkpoint is not None and checkpoint.resolve().parent != Path(args.output_dir).resolve():
+    if checkpoint is not None and not _is_in(Path(args.output_dir), checkpoint):
         training["resumed_from"] = f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
         training["resumed_weights"] = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     warps = vars(augmentation) if augmentation.is_on else {}
@@ -110,9 +110,17 @@ def chosen_checkpoint(args: VitMnistTrainingArguments) -> Path | None:
         return None
     if chosen.lower() in ("false", "no"):
         raise UsageError("--resume_from_checkpoint takes a folder or True. To train anew, pass --overwrite.")
-    if damage := find_damage(Path(chosen)):
+    checkpoint = Path(chosen)
+    if not checkpoint.exists() and _is_in(Path(args.output_dir), checkpoint) and own_checkpoints(checkpoint.parent):
+        logger.warning("%s is gone: going on from the last checkpoint beside it.", checkpoint)
+        return None
+    if damage := find_damage(checkpoint):
         raise UsageError(f"Cannot resume from {chosen}: {damage}.")
-    return Path(chosen)
+    return checkpoint
+
+
+def _is_in(folder: Path, checkpoint: Path) -> bool:
+    return checkpoint.resolve().parent == folder.resolve()
 
 
 def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments) -> Path | None:
@@ -136,13 +144,13 @@ def prepare_output_dir(folder: Path, run: dict, args: VitMnistTrainingArguments)
             close_run(folder, args)
         return folder / RESULTS_FILE
     checkpoint = chosen_checkpoint(args)
-    if is_unfinished:
-        return checkpoint or last
+    if is_unfinished:  # its last checkpoint comes after the one of another folder that it started from
+        return checkpoint if checkpoint is not None and _is_in(folder, checkpoint) else last or checkpoint
     if not args.overwrite:
         _check_unused(folder, unfinished or finished, run, last)
     if checkpoint is not None:
         _check_continues(checkpoint, run, args)
-        if checkpoint.resolve().parent == folder.resolve():
+        if _is_in(folder, checkpoint):
             raise UsageError(f"--overwrite would replace {checkpoint}: pass another --output_dir.")
     _set_aside(folder)
     write_text(folder / UNFINISHED_FILE, json.dumps(run, indent=2) + "\n")
@@ -242,7 +250,8 @@ class RunFolderCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self.limit and state.is_world_process_zero:
             best = f"checkpoint-{state.best_global_step}"
-            _latest, *others = own_checkpoints(Path(args.output_dir))
+            latest = f"checkpoint-{state.global_step}"  # a run that went back has later ones
+            others = [path for path in own_checkpoints(Path(args.output_dir)) if path.name != latest]
             keep = max(self.limit - 1, any(path.name == best for path in others))
             others.sort(key=lambda path: path.name != best)  # stable: the best one first, then the latest
             for old in others[keep:]:
