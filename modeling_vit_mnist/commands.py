@@ -113,6 +113,9 @@ def export() -> None:
 
     parser = RecipeParser(ExportArguments, description=export.__doc__)
     (args,) = parser.parse(sys.argv[1:])
+    reads_file = args.format == "import" and args.model is not None and os.path.isfile(args.model)
+    used = {*vars(args)} - (set() if reads_file else {"num_attention_heads"})
+    parser.warn_unused(used, "The import of a folder" if args.format == "import" else f"--format {args.format}")
     with nullcontext() if args.format == "space" else default_model(args, parser):
         run_export(args)
 

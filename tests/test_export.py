@@ -44,6 +44,15 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def test_heads_are_given_for_weight_files_only(export, run_script, tmp_path, checkpoint, caplog):
+    export("vit", "--num_attention_heads", 4)
+    assert caplog.messages == ["--format vit does not use --num_attention_heads."]
+    caplog.clear()
+    flags = ["--format", "import", "--model", tmp_path / "vit", "--num_attention_heads", 4]
+    done = run_script("run_export.py", *flags, "--output", tmp_path / "back")
+    assert done.code == 0 and caplog.messages == ["The import of a folder does not use --num_attention_heads."]
+
+
 @pytest.fixture
 def export(run_script, tmp_path, checkpoint):
     def run(form, *more):
