@@ -488,6 +488,13 @@ def test_a_rate_below_the_least_of_the_original_does_not_rise(tmp_path):
     assert args.lr_scheduler_kwargs == {"min_lr": 1e-6}
 
 
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_slow_bfloat16_is_reported(tmp_path, monkeypatch, caplog, has_instructions):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    train(*arguments(tmp_path, "--bf16=yes", "--max_steps=2"))
+    assert ("computes it slowly: pass --bf16 no" in caplog.text) is not has_instructions
+
+
 def test_a_warmup_without_an_end_is_reported(tmp_path, caplog):
     train(*arguments(tmp_path, "--warmup_steps=16"))
     assert "The warmup of 16 steps is not over at the last step, 16." in caplog.messages

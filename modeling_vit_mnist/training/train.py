@@ -87,6 +87,9 @@ def _train(
     with args.main_process_first(desc="dataset"):
         datasets: dict[str, Any] = load_data(model_args, data_args, args)
     count_epochs(args, len(datasets["train"]))  # raises if an epoch has no batch
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if is_main and args.bf16 and args.device.type == "cpu" and not has_bf16:
+        logger.warning("This CPU has no instructions for bfloat16, and computes it slowly: pass --bf16 no.")
     if augmentation.num_added:
         check_drawable(datasets["train"])
     if args.wants_push and datasets["train"].source == SAMPLE.name and not args.push_sample_model:
