@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -116,6 +117,19 @@ def test_full_mnist_is_recognized_in_a_stream(mnist, do_deskew):
     args = DataArguments(dataset_name=str(mnist), streaming=True, max_eval_samples=100)
     alone = stream_images(args, processor, ["validation"])["validation"]
     assert alone.source == "ylecun/mnist"  # by which a run's own split is known
+
+
+def test_a_test_image_that_cannot_be_read_stops_a_run_before_it_trains(sample, tmp_path):
+    for split in ("train", "test"):
+        for index, (image, label) in enumerate(zip(sample[split].images[:100], sample[split].labels, strict=False)):
+            file = tmp_path / "digits" / split / str(label.item()) / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(image.numpy()).save(file)
+    file.write_bytes(b"torn")
+    flags = ["--streaming", f"--dataset_name={tmp_path / 'digits'}"]
+    with pytest.raises(UsageError, match=r"Cannot read .*png: .*--skip_bad_images"):
+        train(*arguments(tmp_path / "run", *flags))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

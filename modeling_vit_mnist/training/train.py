@@ -207,6 +207,8 @@ def load_data(
         )
     if not data_args.streaming:
         return datasets
+    for _ in datasets["test"].chunks():  # an image that cannot be read stops the run now, not when it has trained
+        pass
     return datasets | {"train": dataclasses.replace(datasets["train"], shuffle_seed=args.seed)}
 
 
