@@ -13,6 +13,7 @@ import pytest
 
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
 from modeling_vit_mnist.commands import train
+from modeling_vit_mnist.data.arguments import DATASET_VARIABLE
 from modeling_vit_mnist.inference import report
 from modeling_vit_mnist.inference.report import FIGURES
 
@@ -150,6 +151,13 @@ def test_other_images_than_the_runs_are_named(run_script, one_figure, tmp_path):
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "The figures of images show 333 validation images of mnist-5k." in page
     assert "These are other images than those of the results below." in page
+
+
+def test_that_the_hub_is_out_of_reach_is_said_once(run_script, monkeypatch, tmp_path, caplog):
+    monkeypatch.delenv(DATASET_VARIABLE, raising=False)
+    monkeypatch.setattr(report, "FIGURES", {view: FIGURES[view] for view in ("mistakes", "framing")})
+    done = run_script("run_visualize.py", "report", "--model", "vit-mnist-tiny", "--output_dir", tmp_path)
+    assert done.code == 0 and caplog.text.count("The Hub cannot be reached") == 1, done.err
 
 
 def test_fewer_images_of_the_same_name_are_other_images(run, run_script, one_figure, tmp_path):

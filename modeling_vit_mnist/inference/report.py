@@ -14,6 +14,7 @@ from ..checkpoints.card import read_run
 from ..checkpoints.folder import REPORT_FILE
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, write_text
+from ..data.sources import SAMPLE
 from .images import frames
 from .record import other_split
 from .subject import Subject
@@ -65,6 +66,8 @@ def write_report(subject: Subject, folder: Path) -> None:
     finished run, or the images of the split cannot be loaded."""
     run, results = read_run(Path(subject.args.model))
     check_writable(folder)
+    if subject.dataset.source == SAMPLE.name:  # by its name, it is loaded again without a word on the Hub
+        subject.data_args = replace(subject.data_args, dataset_name=str(SAMPLE))
     body = [_summary(subject, results), _heading("Results"), _table(_results(results))]
     body += [_heading("Recipe"), *(_details(part, run[part]) for part in run if run[part])]
     body += [_heading("Environment"), _table(results.get("versions", {}) | {"device": results.get("device", "-")})]
