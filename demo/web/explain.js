@@ -68,7 +68,8 @@ function describeAttention(vit, { attentions }) {
   const head = shares.reduce((best, row, i) => (Math.max(...row) > Math.max(...shares[best]) ? i : best), 0);
   const token = shares[head].indexOf(Math.max(...shares[head]));
   const name = token === 0 ? "itself" : nameToken(token, vit.size / vit.patch);
-  return `Now, in layer ${attentions.length}, CLS gives ${percent(shares[head][token], 0)} of head ${head + 1} to ${name}.`;
+  const share = percent(shares[head][token], 0);
+  return `Now, in layer ${attentions.length}, CLS gives ${share} of head ${head + 1} to ${name}.`;
 }
 
 function drawPicture(canvas, gray) {

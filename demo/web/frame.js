@@ -1,5 +1,6 @@
 // Finds the digit in a drawing, a scan or a photograph and frames it as MNIST's are: function by function the same as
-// `framing_vit_mnist.py` and `morphology_vit_mnist.py`, to the same pixels. Images are {width, height, data}; data has one gray byte per pixel.
+// `framing_vit_mnist.py` and `morphology_vit_mnist.py`, to the same pixels. Images are {width, height, data}; data has
+// one gray byte per pixel.
 
 const SIDE = 28;
 const BOX = 20; // MNIST's digits were scaled into 20x20 of the 28x28 pixels
@@ -154,7 +155,8 @@ export function frameDigit(original, cropAgain = true) {
   found.image = place(setStrokeWidth(mask));
   found.plausibility = preference(best);
   found.hasOthers = candidates.some((other) => {
-    if (other.score <= PLAUSIBLE || other.ink !== ink || other.digit.data.some((is, i) => is && digit.data[i])) return false;
+    const overlaps = other.digit.data.some((is, i) => is && digit.data[i]);
+    if (other.score <= PLAUSIBLE || other.ink !== ink || overlaps) return false;
     const { width, height } = crop(other.digit);
     return 2 * Math.max(width, height) >= length;
   });
@@ -411,9 +413,10 @@ function leaveOutLines(gray, candidates) {
     const gone = mapped(digit, (is, i) => (is && !rest.data[i] ? 1 : 0));
     if (5 * percentile(inside(ink, gone), 75) < 6 * percentile(inside(ink, rest), 75)) return [];
     const lines = mapped(slidingMax(gone, 3), (is, i) => (is && !rest.data[i] ? 1 : 0));
-    return findCandidates(gray, isDark, WINDOW, 0, lines).filter(
-      (found) => found.score > PLAUSIBLE && 2 * sum(mapped(rest, (is, i) => is & found.digit.data[i]).data) > sum(rest.data),
-    );
+    return findCandidates(gray, isDark, WINDOW, 0, lines).filter((found) => {
+      const kept = mapped(rest, (is, i) => is & found.digit.data[i]);
+      return found.score > PLAUSIBLE && 2 * sum(kept.data) > sum(rest.data);
+    });
   });
 }
 
