@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         path, file = self.path.partition("?")[0], None
         if match := re.fullmatch(r"/api/(?:models/|(spaces/))([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             repo_id, revision = (match[1] or "") + match[2], match[3]
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo_id, revision, file = match.groups()
         elif match := re.fullmatch(r"/api/(?:models/|(spaces/))([^/]+/[^/]+)/tree/([^/]+)", path):
             repo_id, revision = (match[1] or "") + match[2], match[3]

@@ -302,6 +302,24 @@ def test_a_pth_file_with_timm_names_is_imported(tmp_path, wrap):
     assert imported.config.num_attention_heads == 2
 
 
+@pytest.mark.parametrize("form", ["vit", "space"])
+@pytest.mark.parametrize(
+    ("front_matter", "says"),
+    [
+        (b"a: [1", "while parsing"),
+        (b"- a", "should be a dict"),
+        (b"a: \xff", "can't decode"),
+        (b"license: [mit, 3]", "license=['mit', 3]"),
+        (b"tags: 7", "tags=7"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_named(run_script, tmp_path, form, front_matter, says):
+    folder = shutil.copytree(TINY, tmp_path / "checkpoint")
+    (folder / "README.md").write_bytes(b"---\n" + front_matter + b"\n---\n")
+    done = run_script("run_export.py", "--format", form, "--model", folder, "--output", tmp_path / "out")
+    assert done.code == 2 and says in done.err and str(folder / "README.md") in done.err and done.err.count("\n") == 1
+
+
 @pytest.fixture
 def edited(tmp_path, checkpoint):
     """Export in a format and change records in the folder: file name to keys and values, `None` to delete one."""

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import SpaceCard
+from safetensors.torch import load_file, save_file
 
 from modeling_vit_mnist import VitMnistConfig, VitMnistForImageClassification, VitMnistImageProcessor
 from modeling_vit_mnist.checkpoints.folder import save_checkpoint
@@ -145,6 +146,56 @@ def test_a_space_is_pushed_in_one_commit(tmp_path, run_script, server):  # noqa:
     assert {name.split("/")[0] for name in remote if "/" in name} == {"vit-mnist-tiny"}
     assert remote["thumbnail.png"] == b"theirs" and ".env" not in remote
     assert b"vit-mnist-small" not in remote["checkpoint_table.js"]
+
+
+def test_a_space_of_something_else_is_left_alone(tmp_path, run_script, server):  # noqa: F811
+    theirs = {"README.md": b"mine", "index.html": b"mine", "about.html": b"mine", "shop/config.json": b"{}"}
+    server.commit("spaces/me/portfolio", theirs)
+    flags = ["--format", "space", "--model", TINY, "--push_to_hub"]
+    done = run_script("run_export.py", *flags, "me/portfolio", "--output", tmp_path / "one")
+    assert done.code == 2 and "it holds another Space, with about.html. Pass another --push_to_hub" in done.err
+    assert server.files("spaces/me/portfolio") == theirs
+    server.commit("spaces/me/new", dict.fromkeys((".gitattributes", "README.md", "index.html", "style.css"), b"new"))
+    assert run_script("run_export.py", *flags, "me/new", "--output", tmp_path / "two").code == 0
+    # Pages and checkpoints that were added by hand stay.
+    server.commit("spaces/me/new", server.files("spaces/me/new") | {"more/config.json": b"{}", "about.html": b"mine"})
+    assert run_script("run_export.py", *flags, "me/new", "--output", tmp_path / "two").code == 0
+    assert {"more/config.json", "about.html"} <= server.files("spaces/me/new").keys()
+
+
+def test_what_was_added_to_the_folder_of_a_space_stays(tmp_path, run_script):
+    flags = ["--format", "space", "--output", tmp_path / "space", "--model", TINY]
+    assert run_script("run_export.py", *flags).code == 0
+    added = ("about.html", "my.js", "other/config.json", "other/model.safetensors")
+    for name in added:
+        (tmp_path / "space" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "space" / name).write_text("mine")
+    assert run_script("run_export.py", *flags).code == 0
+    assert all((tmp_path / "space" / name).read_text() == "mine" for name in added)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"num_attention_heads": None, "num_heads": 4}, "has num_attention_heads=None, and is loaded"),
+        ("config.json", {"num_hidden_layers": None, "depth": 2}, "has num_hidden_layers=None, and is loaded with 2"),
+        ("config.json", {"id2label": None}, "has id2label=None, and is loaded with"),
+        ("preprocessor_config.json", {"image_mean": None}, "has image_mean=None, and is loaded with"),
+        ("model.safetensors", None, "has other names or types than those of the page"),
+    ],
+)
+def test_files_that_the_page_reads_otherwise_are_refused(tmp_path, run_script, file, change, message):
+    """By the names and defaults that Python accepts besides."""
+    folder = shutil.copytree(TINY, tmp_path / "checkpoint")
+    if change is None:
+        state = load_file(folder / file)
+        save_file({name.removeprefix("vit."): value for name, value in state.items()}, folder / file, {"format": "pt"})
+    else:
+        record = json.loads((folder / file).read_text()) | change
+        (folder / file).write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+    done = run_script("run_export.py", "--format", "space", "--output", tmp_path / "out", "--model", folder)
+    assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
+    assert not files(tmp_path / "out")
 
 
 def test_a_failed_push_is_repeated_and_explained(tmp_path, run_script, server, monkeypatch):  # noqa: F811

@@ -13,11 +13,12 @@ from huggingface_hub import ModelCardData
 from ..cli.arguments import arg
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, replacing_files
+from ..cli.inputs import read_text
 from ..configuration_vit_mnist import VitMnistConfig
 from .convert import export_vit, import_checkpoint
 from .folder import DEFAULT_MODEL, load_checkpoint, quiet, read_card_data, save_checkpoint
 from .onnx import export_onnx
-from .space import SPACE_FILES, export_space, is_space
+from .space import TABLE, export_space, is_space, space_files
 from .timm import export_timm
 
 # Each writes a folder from a model and a processor, and returns a sentence for each setting that is lost.
@@ -72,7 +73,9 @@ def run_export(args: ExportArguments) -> None:
         card = f"---\nlibrary_name: transformers\n---\n\n# vit-mnist\n\nImported from {name}.\n"
         save_checkpoint(folder, model, processor, card, records={})
     elif makes_space:
-        with replacing_files(folder, owned=SPACE_FILES) as staging, quiet():
+        table = folder / TABLE
+        owned = space_files(read_text(table)) if table.exists() else ()
+        with replacing_files(folder, owned=owned) as staging, quiet():
             lost = export_space(staging, names)
     else:
         model, processor = load_checkpoint(args.model)

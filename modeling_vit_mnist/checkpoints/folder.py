@@ -316,10 +316,17 @@ def find_file(name: str, file: str) -> str | None:
 
 
 def read_card_data(name: str) -> dict[str, Any]:
-    """The metadata of a checkpoint's card; empty if it has none."""
+    """The metadata of a checkpoint's card; empty if it has none. Raises [`UsageError`] if they cannot be read."""
     card = find_file(name, "README.md")
-    data = (huggingface_hub.metadata_load(card) if card else None) or {}
+    try:
+        data = (huggingface_hub.metadata_load(card) if card else None) or {}
+    except Exception as error:  # of the YAML parser, or of huggingface_hub
+        raise UsageError(f"Cannot read the metadata of {card}: {' '.join(str(error).split())}") from error
     check_values(f"The card of {name}", data)
+    for key in ("license", "tags", "datasets"):
+        value = data.get(key) or ""
+        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
+            raise UsageError(f"The metadata of {card} have {key}={value!r}: write text, or a list of texts.")
     return data
 
 

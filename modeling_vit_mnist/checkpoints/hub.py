@@ -4,23 +4,25 @@ import json
 import logging
 import os
 import time
-from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # HTTPError: any failed connection
 
 from ..cli.errors import UsageError
+from ..cli.inputs import read_text
 from ..data.sources import SAMPLE
 from .card import fill_eval_results, read_measurements, read_run
 from .folder import CHECKPOINT_FILES, MEASUREMENTS, OWN_FILES, load_checkpoint
-from .space import SPACE_FILES
+from .space import TABLE, space_files
 
 logger = logging.getLogger(__name__)
 
 # Seconds before a failed push is repeated. huggingface_hub repeats single requests on its own, with longer waits.
 RETRY_WAITS = (2, 8)
 MEANING = {"model": "checkpoint", "space": "Space"}
+NEW_SPACE = {".gitattributes", "README.md", "index.html", "style.css"}  # what the Hub writes to a new static Space
 
 
 def push(
@@ -41,33 +43,47 @@ def push(
         OSError: a file of the folder cannot be read.
     """
     folder = Path(folder)
-    return _upload(folder, repo_id, "model", _files_to_push(folder, allow_sample), OWN_FILES, token, private)
+    return _upload(folder, repo_id, "model", _files_to_push(folder, allow_sample), token, private)
 
 
 def push_space(folder: str | os.PathLike, repo_id: str) -> str:
-    """Upload a folder of [`export_space`] as a static Space, as [`push`] uploads a checkpoint. Files of ours in the
-    Space that the folder lacks are deleted there. Raises what [`push`] raises."""
+    """Upload a folder of [`export_space`] as a static Space, as [`push`] uploads a checkpoint. What an earlier push
+    wrote and the folder lacks is deleted there. Raises what [`push`] raises, and [`UsageError`] for a Space that holds
+    something else."""
     folder = Path(folder)
-    files = [path.relative_to(folder).as_posix() for pattern in SPACE_FILES for path in folder.glob(pattern)]
-    return _upload(folder, repo_id, "space", sorted(files), SPACE_FILES)
+    files = [name for name in space_files(read_text(folder / TABLE)) if (folder / name).is_file()]
+    return _upload(folder, repo_id, "space", sorted(files))
+
+
+def _written_before(api: huggingface_hub.HfApi, repo_id: str, info: Any) -> list[str]:
+    """The files of a Space, whose `repo_info` is given, that a push wrote. Raises [`UsageError`] if it holds something
+    else."""
+    names = {file.rfilename for file in info.siblings or []}
+    if TABLE in names:
+        table = api.hf_hub_download(repo_id, TABLE, repo_type="space", revision=info.sha)
+        return space_files(read_text(Path(table)))
+    if others := sorted(names - NEW_SPACE):
+        raise UsageError(f"it holds another Space, with {others[0]}. Pass another --push_to_hub")
+    return []
 
 
 def _upload(
-    folder: Path, repo_id: str, kind: str, files: list[str], owned: Collection[str], token: str | None = None,
-    private: bool | None = None,
-) -> str:  # fmt: skip
-    """Upload files to a repository of a kind, "model" or "space", in one commit that deletes others that match a
-    pattern in `owned`. Repeats it after temporary failures. Returns the address of the repository."""
+    folder: Path, repo_id: str, kind: str, files: list[str], token: str | None = None, private: bool | None = None
+) -> str:
+    """Upload files to a repository of a kind, "model" or "space", in one commit that deletes others of ours. Repeats
+    it after temporary failures. Returns the address of the repository."""
     api = huggingface_hub.HfApi(token=token)
     settings = {"space_sdk": "static"} if kind == "space" else {}
     for wait in (*RETRY_WAITS, None):
         try:
             repo = api.create_repo(repo_id, private=private, repo_type=kind, exist_ok=True, **settings)
+            info = api.repo_info(repo.repo_id, repo_type=kind)
+            owned = OWN_FILES if kind == "model" else _written_before(api, repo.repo_id, info)
             api.upload_folder(
                 folder_path=folder, repo_id=repo.repo_id, repo_type=kind, allow_patterns=files,
                 delete_patterns=list(owned), commit_message=f"Upload vit-mnist {MEANING[kind]}",
                 # The Hub rejects (412) a repeated commit whose first answer was lost, since its parent has changed.
-                parent_commit=api.repo_info(repo.repo_id, repo_type=kind).sha,
+                parent_commit=info.sha,
             )  # fmt: skip
             return str(repo)
         except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: of hf_xet

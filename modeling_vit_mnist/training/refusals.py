@@ -147,7 +147,8 @@ def try_out(args: Any) -> None:
     """Make an optimizer, a schedule and a data loader. Raises [`UsageError`] for options that they refuse."""
     steps, schedule = max(args.max_steps, 100), SchedulerType(args.lr_scheduler_type).value
     kind: Any = torch.optim.Adam
-    options: Any = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    betas = (args.adam_beta1, args.adam_beta2)
+    options: Any = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
     with naming(f"--optim {getattr(args.optim, 'value', args.optim)}: "):
         unused = {item.partition("=")[0].strip() for item in (args.optim_args or "").split(",")} - {""}
         if args.optim not in OWN_OPTIMIZERS:

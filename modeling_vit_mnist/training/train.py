@@ -280,7 +280,7 @@ def print_results(results: dict[str, Any], args: VitMnistTrainingArguments) -> N
     name, reason = "Accuracy", f", selected by {args.metric_for_best_model}"
     if not args.load_best_model_at_end:
         reason = ", the last"
-    elif args.metric_for_best_model == "accuracy":
+    elif args.metric_for_best_model == "accuracy" and args.greater_is_better:
         name, reason = "Best accuracy", ""
     print(f"{name}: {results['eval_accuracy']:.2%} on validation, epoch {results['best_epoch']:g}{reason}")
     print(f"Test accuracy: {results['test_accuracy']:.2%} of {results['test_samples']:,} images")
