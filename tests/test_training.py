@@ -437,7 +437,7 @@ def test_evaluations_that_trainer_selects_are_marked(flags, name, values, resume
     [
         (["--logging_strategy=no"], [True] * 4),  # each save needs a log
         (["--logging_strategy=no", "--save_strategy=no", "--load_best_model_at_end=no"], [False] * 3 + [True]),
-        (["--eval_strategy=steps", "--eval_steps=2", *KEEP_LAST], [False, *[False, True] * 3, False]),
+        (["--eval_strategy=steps", "--eval_steps=2", *KEEP_LAST], [True] * 8),  # so does each evaluation in steps
         (["--eval_on_start"], [False, True, True, True, True]),
     ],
 )  # fmt: skip
@@ -486,6 +486,35 @@ def test_an_evaluation_counts_every_image_if_the_last_training_batch_is_dropped(
 def test_a_rate_below_the_least_of_the_original_does_not_rise(tmp_path):
     *_, args = arguments(tmp_path, "--learning_rate=1e-6")
     assert args.lr_scheduler_kwargs == {"min_lr": 1e-6}
+
+
+def test_an_evaluation_is_reported_with_the_loss_of_the_steps_before_it(tmp_path, capsys):
+    """Also at the end of an epoch, before the epoch is logged."""
+    flags = ["--eval_strategy=steps", "--save_strategy=steps", "--eval_steps=6", "--save_steps=6"]
+    train(*arguments(tmp_path, *flags, "--num_train_epochs=3"))
+    history = json.loads((tmp_path / "history.json").read_text())["log_history"]
+    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    printed = re.findall(r"Epoch +([\d.]+) of 3  loss ([\d.]+)", capsys.readouterr().out)
+    assert [(round(4 * float(epoch)), loss) for epoch, loss in printed] == [
+        (step, f"{losses[step]:.4f}") for step in (6, 12)
+    ]
+    assert set(losses) == {4, 6, 8, 12}
+
+
+def test_the_lowest_accuracy_is_not_called_the_best(tmp_path, capsys):
+    train(*arguments(tmp_path, "--metric_for_best_model=accuracy", "--greater_is_better=no", "--num_train_epochs=2"))
+    out = capsys.readouterr().out
+    assert "Best accuracy" not in out and ", selected by accuracy\n" in out
+
+
+@pytest.mark.parametrize("learning_rate", ["0.02", "0.0005"])
+def test_a_schedule_is_tried_out_with_the_rate_of_the_run(tmp_path, learning_rate):
+    flags = ["--lr_scheduler_type=polynomial", '--lr_scheduler_kwargs={"lr_end": 0.001}', "--warmup_steps=0"]
+    if learning_rate == "0.02":
+        train(*arguments(tmp_path, *flags, f"--learning_rate={learning_rate}", "--max_steps=2"))
+    else:
+        with pytest.raises(UsageError, match=r"lr_end \(0\.001\) must be smaller than initial lr \(0\.0005\)"):
+            arguments(tmp_path, *flags, f"--learning_rate={learning_rate}")
 
 
 @pytest.mark.parametrize("has_instructions", [False, True])

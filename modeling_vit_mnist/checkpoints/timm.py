@@ -193,7 +193,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # pickle, zip and safetensors raise exceptions of their own
         kind = "a safetensors file" if path.suffix == ".safetensors" else "a .pth file of plain tensors"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"this is not {kind}"
+        reason = getattr(error, "strerror", None) or f"this is not {kind}"
+        reason = reason if path.is_file() else "there is no such file"
         raise UsageError(f"Cannot read the weights in {path}: {reason}.") from error
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):

@@ -65,7 +65,7 @@ class CheckpointCallback(TrainerCallback):
     """Saves what a run must not lose, with any save strategy: the best weights, and those of the last step, in case of
     a failure after training. What is due at the last step of an epoch is saved after the log and the evaluation of the
     epoch, which a run that resumes there would miss. Logs the loss before each save, so that the mean loss of a
-    resumed run counts every step."""
+    resumed run counts every step, and before each evaluation, which is reported with it."""
 
     saved = 0
     selects = False
@@ -87,7 +87,7 @@ class CheckpointCallback(TrainerCallback):
         self.is_due = is_last or control.should_save
         if is_last or state.epoch % 1 == 0:
             control.should_save = False
-        control.should_log |= control.should_save
+        control.should_log |= control.should_save or control.should_evaluate
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.is_due and self.saved != state.global_step:
