@@ -73,10 +73,11 @@ def load_raw(args: DataArguments) -> tuple[RawDatasets, str]:
 
 def _folder_name(folder: Path) -> str:
     """What a dataset in a folder is called. Only the bundled sample and copies of it have the sample's name."""
-    files, own = (sorted(str(file.relative_to(top)) for file in top.rglob("*.parquet")) for top in (SAMPLE, folder))
-    is_same = files == own and filecmp.cmpfiles(SAMPLE, folder, files, shallow=False)[0] == files
-    is_other = folder.name == SAMPLE.name and not is_same
-    return printable(f"{folder.parent.name}-{folder.name}" if is_other else folder.name)
+    if folder.name == SAMPLE.name:
+        ours, own = (sorted(str(file.relative_to(top)) for file in top.rglob("*.parquet")) for top in (SAMPLE, folder))
+        if own != ours or filecmp.cmpfiles(SAMPLE, folder, ours, shallow=False)[0] != ours:
+            return printable(f"{folder.parent.name}-{folder.name}")
+    return printable(folder.name)
 
 
 def _cache_folder(name: str) -> Path:
