@@ -150,9 +150,9 @@ def plot_mistakes(
     columns = 6
     lines = max(1, math.ceil(len(worst) / columns))
     is_numbered = len(names) <= MAX_NUMBERED
-    cell = 0.42 if is_numbered else 0.1  # inches
-    width = max(WIDTH, cell * len(names) + 1)
-    heights = (0.9 * cell * len(names) + 1.05, 1.35 * lines + 0.3)
+    cell_width, cell_height = (0.42, 0.38) if is_numbered else (0.1, 0.09)  # inches
+    width = max(WIDTH, cell_width * len(names) + 1)
+    heights = (cell_height * len(names) + 1.05, 1.35 * lines + 0.3)
     with style.figure(path, width, sum(heights), caption) as figure:
         top, below = figure.subfigures(2, 1, height_ratios=heights)
         axis = top.subplots()
