@@ -27,7 +27,7 @@ from modeling_vit_mnist.cli.errors import UsageError, printable, run_script
 from modeling_vit_mnist.cli.files import replacing
 from modeling_vit_mnist.image_processing_vit_mnist import open_image
 from modeling_vit_mnist.inference.classes import class_names
-from modeling_vit_mnist.inference.images import find_images, read_images
+from modeling_vit_mnist.inference.images import find_images, lack_digit, read_images
 from modeling_vit_mnist.inference.predict import check_output, choose_device, predict
 from modeling_vit_mnist.training.metrics import expected_calibration_error
 
@@ -132,7 +132,7 @@ def evaluate(model, processor, samples: list[Sample], images: torch.Tensor) -> d
     names = class_names(model)
     logits = predict(model, processor, images, describe=lambda row: str(samples[row].file))
     probabilities, scores = logits.softmax(-1).numpy(), digit_score(logits).numpy()
-    is_answered = (images.flatten(1).amax(1) > images.flatten(1).amin(1)).numpy()  # without a digit, frames are black
+    is_answered = ~lack_digit(images, processor).numpy()
     labels = np.array([sample.label for sample in samples])
     answers = np.where(is_answered, np.array(names)[probabilities.argmax(1)], NONE)
     confidence = probabilities.max(1)

@@ -38,7 +38,7 @@ from modeling_vit_mnist.cli.errors import UsageError, printable, run_script
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.splits import load_images
 from modeling_vit_mnist.inference.classes import class_names
-from modeling_vit_mnist.inference.images import read_images
+from modeling_vit_mnist.inference.images import lack_digit, read_images
 from modeling_vit_mnist.inference.predict import choose_device, predict
 
 SMALL = Path(__file__).resolve().parents[1] / "vit-mnist-small"
@@ -119,7 +119,7 @@ def read_split(name: str | None, split: str) -> np.ndarray:
 def score(model, processor: VitMnistImageProcessor, frames: torch.Tensor) -> np.ndarray:
     """Digit scores of images of shape `(n, height, width)` as framing returns them."""
     scores = digit_score(predict(model, processor, frames)).numpy()
-    scores[(frames.flatten(1).amax(1) == 0).numpy()] = LOWEST
+    scores[lack_digit(frames, processor).numpy()] = LOWEST
     return scores
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     for name in args.model:
         model, processor = load_checkpoint(name)
         model.to(choose_device())
-        processor.do_frame = True
+        processor.do_frame, processor.do_invert, processor.do_center = True, False, False
         digits = {"MNIST": score(model, processor, processor.to_grayscale([*mnist]))}
         if args.handwriting:
             samples = read_samples(args.handwriting, class_names(model))

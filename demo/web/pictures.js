@@ -23,6 +23,7 @@ export async function readPicture(source) {
   canvas.width = Math.max(1, Math.round(scale * bitmap.width));
   canvas.height = Math.max(1, Math.round(scale * bitmap.height));
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  /** Draw it on a paper, and say whether nothing can be seen there. */
   const drawOn = (paper) => {
     context.fillStyle = paper;
     context.fillRect(0, 0, canvas.width, canvas.height);

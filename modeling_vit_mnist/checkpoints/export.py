@@ -65,7 +65,8 @@ def run_export(args: ExportArguments) -> None:
         raise UsageError(f"--push_to_hub pushes a Space, got --format {args.format}: use --format space.")
     if any(folder.iterdir()) and not (makes_space and is_space(folder)):
         raise UsageError(f"{folder} is not empty: choose another --output.")
-    names, lost = [args.model] if args.model else [], []
+    names = [args.model] if args.model else []
+    lost: list[str] = []
     args = replace(args, model=args.model or str(DEFAULT_MODEL))
     name = _plain(Path(args.model).resolve().name)
     if args.format == "import":
