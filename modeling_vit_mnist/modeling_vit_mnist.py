@@ -8,14 +8,13 @@ import math
 from collections.abc import Iterable
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -162,7 +161,7 @@ class VitMnistPreTrainedModel(PreTrainedModel):
         is_quantized = getattr(model.config, "quantization_config", None) is not None
         names = {name.removeprefix("vit.") for name in model.state_dict()}
         for file in () if is_quantized else checkpoint_files or ():
-            for name, weight in load_file(file).items() if file.endswith(".safetensors") else ():
+            for name, weight in load_state_dict(file).items():
                 is_float = weight.is_floating_point() and weight.element_size() > 1
                 if name.removeprefix("vit.") in names and not (is_float and weight.isfinite().all()):
                     kind = f"not finite floats of 16 bits or more ({weight.dtype})"

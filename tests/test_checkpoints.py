@@ -213,6 +213,7 @@ def test_a_network_of_three_channels_is_refused(tmp_path):
         (PROCESSOR, changed(rescale_factor=0), "rescale_factor must be .* got 0"),
         (PROCESSOR, changed(size={"height": 32, "width": 32}), "makes images of 32x32, the model takes 28x28"),
         (PROCESSOR, changed(size={"shortest_edge": 28}), "size must be a height and a width"),
+        (PROCESSOR, changed(do_rescale=False, do_normalize=False), "its processor neither rescales nor normalizes"),
     ],
 )
 def test_broken_checkpoints_give_a_one_line_error(saved, tmp_path, file, change, message, run_script):
@@ -274,6 +275,18 @@ def test_from_pretrained_refuses_weights_that_it_would_cast_or_that_are_not_fini
     save_file(state | {name: change(state[name])}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"{name} holds weights that are not finite floats .*torch.*{file.name}"):
         auto_class.from_pretrained(tmp_path / "x")
+
+
+@pytest.mark.parametrize("change", [lambda weight: (10 * weight).to(torch.int8), lambda weight: weight * torch.nan])
+def test_from_pretrained_refuses_such_weights_in_files_of_torch_too(saved, tmp_path, change):
+    shutil.copytree(saved[0], tmp_path / "x")
+    state = load_file(tmp_path / "x" / "model.safetensors")
+    torch.save(state, tmp_path / "x" / "pytorch_model.bin")
+    (tmp_path / "x" / "model.safetensors").unlink()
+    AutoModelForImageClassification.from_pretrained(tmp_path / "x")
+    torch.save(state | {"head.bias": change(state["head.bias"])}, tmp_path / "x" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"head\.bias holds weights that are not finite floats .*pytorch_model\.bin"):
+        AutoModelForImageClassification.from_pretrained(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", ["return_dict", "output_hidden_states"])

@@ -183,10 +183,31 @@ def test_loading_replaces_what_was_saved(tmp_path):
     assert load(tmp_path, embed_dim=24).hidden_size == 24
     assert load(tmp_path, mlp_ratio=4).intermediate_size == 64
     assert load(tmp_path, num_labels=None, depth=None).to_dict() == load(tmp_path).to_dict()
+    assert load(tmp_path, hidden_size=8, intermediate_size=None).intermediate_size == 16
     with pytest.raises(REFUSED, match="did you mean 'hidden_size'"):
         load(tmp_path, hiden_size=24)
     with pytest.raises(REFUSED, match="layer_norm_eps must be a positive number, got nan"):
         load(tmp_path, layer_norm_eps=float("nan"))
+
+
+def test_the_threshold_is_that_of_the_classes_it_was_set_for(tmp_path):
+    VitMnistConfig(digit_score_threshold=1.5).save_pretrained(tmp_path)
+    load = VitMnistConfig.from_pretrained
+    renamed = {number: f"digit {number}" for number in range(10)}
+    for change, threshold in (
+        ({}, 1.5), ({"hidden_size": 16}, 1.5), ({"id2label": renamed}, 1.5), ({"digit_score_threshold": None}, None),
+        ({"num_labels": 2}, None), ({"label2id": {"a": 0, "b": 1}}, None),
+        ({"num_labels": 2, "digit_score_threshold": 0.5}, 0.5),
+    ):  # fmt: skip
+        assert load(tmp_path, **change).digit_score_threshold == threshold, change
+
+
+def test_a_misspelled_setting_in_a_file_is_named(tmp_path, caplog):
+    VitMnistConfig(num_attention_heads=4).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace("num_attention_heads", "num_attention_head"))
+    assert AutoConfig.from_pretrained(tmp_path).num_attention_heads == 2
+    assert "'num_attention_head': did you mean 'num_attention_heads'? It is ignored." in caplog.text
 
 
 def test_settings_of_other_programs_are_loaded(tmp_path):

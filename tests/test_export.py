@@ -516,6 +516,15 @@ def test_what_a_pth_file_does_not_record_is_said(tmp_path, caplog):
     assert model(processor(noise(28, {}), return_tensors="pt").pixel_values).logits.shape == (1, 10)
 
 
+def test_weights_of_several_types_are_imported_without_rounding(tmp_path):
+    state = load_timm_state()
+    kinds = {"patch_embed.proj.weight": torch.float16, "norm.weight": torch.float64}
+    state = {name: tensor.to(kinds.get(name, torch.float32)) for name, tensor in state.items()}
+    torch.save(state, tmp_path / "vit.pth")
+    imported = import_checkpoint(tmp_path / "vit.pth", num_attention_heads=2)[0].state_dict()
+    assert all(torch.equal(imported[name if name in imported else f"vit.{name}"], state[name]) for name in state)
+
+
 class Evil:
     def __reduce__(self):
         return print, ("code from a pickle has run",)

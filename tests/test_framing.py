@@ -791,6 +791,9 @@ def test_all_paths_deskew_alike(digits, tmp_path, do_frame):
     PIL.Image.fromarray(digits[0] / np.float32(255)).save(tmp_path / "floats.tiff")
     (floats,) = read_images([tmp_path / "floats.tiff"], processor, False)[0].numpy()
     assert floats.dtype == np.float32 and np.array_equal(floats, deskew(digits[0]) / np.float32(255))
+    unscaled = VitMnistImageProcessor(do_frame=do_frame, do_deskew=True, do_rescale=False)
+    mixed = read_images([*files, tmp_path / "floats.tiff"], unscaled, False)[0]
+    assert np.array_equal(mixed, [*expected, deskew(digits[0])])
     model, _ = load_checkpoint(TINY)
     classify = pipeline("image-classification", model=model, image_processor=processor, top_k=1)
     with torch.no_grad():

@@ -29,6 +29,7 @@ from modeling_vit_mnist.data.splits import load_images, stream_images
 from modeling_vit_mnist.inference import predict as predictions
 from modeling_vit_mnist.inference.arguments import InferenceArguments, VisualizeArguments
 from modeling_vit_mnist.inference.classes import class_names
+from modeling_vit_mnist.inference.images import find_images
 from modeling_vit_mnist.inference.predict import choose_device, predict, read_images
 from modeling_vit_mnist.training.train import train
 
@@ -256,6 +257,15 @@ def test_tables_equal_the_printed_output(infer, tmp_path, suffix, read):
         assert top == prediction and row["probability"] == pytest.approx(float(probability), abs=5.1e-5)
 
 
+def test_tables_hold_small_probabilities_in_full(infer, tmp_path):
+    for suffix in ("jsonl", "parquet"):
+        infer("--output", tmp_path / f"t.{suffix}", "--top_k", "10", "--num_samples", "50", model=TINY)
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    found = [entry["probability"] for row in rows for entry in row["top_k"]]
+    table = pandas.read_parquet(tmp_path / "t.parquet")
+    assert found == [entry["probability"] for top in table["top_k"] for entry in top] and min(found) < 1e-6
+
+
 def test_grid_is_written(infer, tmp_path, pictures):
     infer("--grid", tmp_path / "grid.png", "--num_samples", "25")
     infer("--grid", tmp_path / "one.png", "--image", pictures / "0.png")
@@ -419,6 +429,18 @@ def test_folders_are_searched_for_images_only(infer, pictures):
     done = infer("--image", pictures / "scan.pdf")
     assert done.code == 2 and f"Cannot read {pictures / 'scan.pdf'}: " in done.err
     assert "No image at" in infer("--image", pictures / ".hidden" / "4.png").err
+
+
+def test_linked_folders_are_searched_once(tmp_path, pictures):
+    (pictures / "more").mkdir()
+    (pictures / "2.png").rename(pictures / "more" / "2.png")
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "linked").symlink_to(pictures)
+    (pictures / "more" / "back").symlink_to(tmp_path / "album")
+    found = find_images([str(tmp_path / "album")])
+    assert [str(file.relative_to(tmp_path)) for file in found] == [
+        f"album/linked/{name}" for name in ("0.png", "1.png", "more/2.png")
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["", "0[1].png", "*.png", "?[[]1].png", "**/*.png"])

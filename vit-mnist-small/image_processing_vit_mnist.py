@@ -34,6 +34,7 @@ FLOAT32 = np.finfo(np.float32)
 COARSE_SIDE = 768  # pixels of the longer side, which tell in which color a digit is seen
 # What a saved processor holds besides options.
 METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
+NOT_SAVED = ("max_pixels", "report_framings")
 
 
 def _number(name: str, value: Any, positive: bool = False) -> float:
@@ -196,7 +197,7 @@ class VitMnistImageProcessor(PilBackend):
         return pixels
 
     def to_dict(self):
-        return {name: value for name, value in super().to_dict().items() if name != "max_pixels"}
+        return {name: value for name, value in super().to_dict().items() if name not in NOT_SAVED}
 
     def fetch_images(self, images: Any, max_pixels: int | None = None) -> Any:
         """Open images. They keep their mode and transparency, which the base class would drop."""

@@ -1,12 +1,15 @@
 """Configuration of the tiny Vision Transformer. Travels with every checkpoint; imports nothing of this package."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # The Auto classes read this from a saved `config.json`. Saving a classifier would record only the classes being saved,
 # and leave `AutoModel` and `AutoImageProcessor` without an entry.
@@ -18,6 +21,7 @@ AUTO_MAP = {
 }
 
 LABELS = ("id2label", "label2id")
+OPTIONAL = ("intermediate_size", "digit_score_threshold")  # `None` is a value of theirs
 # What is refused before any memory is taken. Vision Transformers that are in use are smaller.
 MAX_SIDE = 1024
 MAX_PATCHES = 2**14
@@ -37,12 +41,17 @@ SYNONYMS = {
 def refuse_misspelled(names: Iterable[str], known: Iterable[str]) -> None:
     """Raise `ValueError` for a name that is not a known one but close to one. Any other name passes, as in
     transformers: its other versions, and other programs, have settings of their own."""
+    for message in find_misspelled(names, known):
+        raise ValueError(message)
+
+
+def find_misspelled(names: Iterable[str], known: Iterable[str]) -> Iterator[str]:
     known = list(known)
     for name in names:
         # 0.86 separates misspellings, such as `do_centre`, from other settings, such as `do_grayscale`.
         meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.86)), None)
         if name not in known and meant in known:
-            raise ValueError(f"Unknown setting {name!r}: did you mean {meant!r}?")
+            yield f"Unknown setting {name!r}: did you mean {meant!r}?"
 
 
 def _in_order(id2label: dict) -> dict[int, str]:
@@ -137,8 +146,10 @@ class VitMnistConfig(PreTrainedConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs):
-        if "model_type" not in kwargs:  # a saved config may have settings of other programs
+        if "model_type" not in kwargs:
             refuse_misspelled(kwargs, self._settings())
+        for message in find_misspelled(kwargs, self._settings()):  # a saved config may have settings of other programs
+            logger.warning_once(f"{message} It is ignored.")
         num_labels, mlp_ratio = kwargs.pop("num_labels", None), kwargs.pop("mlp_ratio", None)
         for alias, name in self.attribute_map.items():
             value = kwargs.pop(alias, None)
@@ -190,14 +201,20 @@ class VitMnistConfig(PreTrainedConfig):
     def from_dict(cls, config_dict, **kwargs):
         """A config from a dictionary. `kwargs` replace the values of the same settings in it, whatever their names."""
         refuse_misspelled(kwargs, cls._settings())
-        changes = {name: value for name in cls._settings() if (value := kwargs.pop(name, None)) is not None}
+        changes = {name: kwargs.pop(name) for name in cls._settings() if name in kwargs}
+        changes = {name: value for name, value in changes.items() if value is not None or name in OPTIONAL}
         same = {**cls.attribute_map, "mlp_ratio": "intermediate_size"} | dict.fromkeys(LABELS, "num_labels")
         changed = {same.get(name, name) for name in changes}
         num_labels = changes.get("num_labels", changes.get("num_classes"))
-        if not changes.keys() & set(LABELS) and num_labels == len(config_dict.get("id2label") or ()):
+        num_saved = len(config_dict.get("id2label") or ())
+        if not changes.keys() & set(LABELS) and num_labels == num_saved:
             changed.discard("num_labels")  # as many classes as before keep their names
         kept = {name: value for name, value in config_dict.items() if same.get(name, name) not in changed}
-        return super().from_dict(kept | changes, **kwargs)
+        result = super().from_dict(kept | changes, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        if num_saved not in (0, config.num_labels) and "digit_score_threshold" not in changes:
+            config.digit_score_threshold = None  # it was that of other classes
+        return result
 
     @classmethod
     def _settings(cls) -> list[str]:

@@ -192,7 +192,7 @@ def _load_processor(name: str, image_size: int, location: dict[str, Any]) -> Vit
 
 def check_usable(name: str, model: VitMnistForImageClassification, processor: VitMnistImageProcessor) -> None:
     """Raise [`UsageError`] for weights that are not finite, a problem as in [`check_problem`], or a processor that
-    makes images of another size or number of channels than the model's."""
+    makes images of another size, number of channels or type than the model's."""
     check_problem(name, model.config)
     fault, image_size = find_non_finite(model), model.config.image_size
     size = (processor.size["height"], processor.size["width"])
@@ -201,6 +201,8 @@ def check_usable(name: str, model: VitMnistForImageClassification, processor: Vi
         fault = f"its processor makes images of {size[0]}x{size[1]}, the model takes {image_size}x{image_size}"
     if not fault and model.config.num_channels != 1:
         fault = f"its processor makes images of one channel, the model takes {model.config.num_channels}"
+    if not fault and not (processor.do_rescale or processor.do_normalize):
+        fault = "its processor neither rescales nor normalizes, the model takes floats"
     if fault:
         raise UsageError(f"Cannot use the checkpoint in {name}: {fault}.")
 

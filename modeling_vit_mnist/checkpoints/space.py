@@ -38,7 +38,7 @@ READ_FIELDS = {
     ),
     "preprocessor_config.json": ("image_mean", "image_std", "do_deskew"),
 }  # fmt: skip
-PROCESSOR_FIELDS = {"do_frame", "do_deskew", "image_mean", "image_std", "resample", "background"}
+PROCESSOR_FIELDS = {"do_frame", "do_deskew", "image_mean", "image_std", "resample"}
 
 
 def is_space(folder: Path) -> bool:

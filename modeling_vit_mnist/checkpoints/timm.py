@@ -1,5 +1,6 @@
 """A checkpoint as a timm model, and back. timm itself is not needed."""
 
+import functools
 import json
 import logging
 import math
@@ -229,7 +230,8 @@ def from_timm(
             qkv_bias="blocks.0.attn.qkv.bias" in state, layer_norm_eps=LAYER_NORM_EPS,
             id2label=dict(enumerate(names)), **settings,
         )  # fmt: skip
-        model = VitMnistForImageClassification(config).to(weight.dtype)
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in state.values()))  # no rounding
+        model = VitMnistForImageClassification(config).to(dtype)
         state = state | {"patch_embed.proj.weight": weight}
         model.load_state_dict({name if name.startswith("head.") else f"vit.{name}": t for name, t in state.items()})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, StrictDataclassError) as error:

@@ -50,8 +50,13 @@ def _images_in(folder: Path) -> list[Path]:
         raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
 
     found = []
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen = set()  # links may lead back to a folder above
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(place, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
         ]
@@ -70,8 +75,8 @@ def read_images(
 ) -> tuple[torch.Tensor, list[Path], list[dict[str, Any]]]:
     """Grayscale images of files, of shape `(n, height, width)`, the files that were read, and what framing says of
     each: `problem` (`None` if there is a digit, or nothing was framed) and `has_others`. The images are uint8, or
-    float32 in [0, 1] if one of the files holds floats. Raises [`UsageError`] if a file is not a readable image and
-    `skip_bad_images` is off, or none is readable."""
+    float32 in [0, 1] if one of the files holds floats and the processor rescales. Raises [`UsageError`] if a file is
+    not a readable image and `skip_bad_images` is off, or none is readable."""
     images, read, found = [], [], []
     for file in tqdm(files, desc="Read", unit=" images", leave=False, disable=None if len(files) > 100 else True):
         gray = decode_image({"path": str(file), "bytes": None}, "", processor, skip_bad_images)
@@ -88,8 +93,11 @@ def read_images(
         found.append({"problem": framing.problem, "has_others": framing.has_others})
     if not read:
         raise UsageError("None of the images can be read.")
-    if any(image.is_floating_point() for image in images):  # floats are already rescaled
-        images = [image if image.is_floating_point() else image / 255 for image in images]
+    if any(image.is_floating_point() for image in images):  # they lie in [0, 1]
+        if processor.do_rescale:
+            images = [image if image.is_floating_point() else image / 255 for image in images]
+        else:  # the model reads 0 to 255
+            images = [(image * 255).round().byte() if image.is_floating_point() else image for image in images]
     return torch.cat(images), read, found
 
 

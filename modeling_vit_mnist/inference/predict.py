@@ -1,5 +1,6 @@
 """Predictions for datasets, files and tensors."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -320,8 +321,7 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
                 writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(file, table.schema))
                 writer.write_table(table)
             elif path.suffix == ".jsonl":
-                frame = pandas.DataFrame(_with_lists(rows))
-                frame.to_json(file, orient="records", lines=True, double_precision=15)
+                file.writelines(json.dumps(row) + "\n" for row in _with_lists(rows))
             else:
                 frame = pandas.DataFrame(_with_lists(rows))
                 frame = frame.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
