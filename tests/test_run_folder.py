@@ -22,6 +22,7 @@ from modeling_vit_mnist.training import train as train_module
 from modeling_vit_mnist.training import trainer as trainer_module
 from modeling_vit_mnist.training.arguments import VitMnistTrainingArguments
 from modeling_vit_mnist.training.manifest import write_manifest
+from modeling_vit_mnist.training.refusals import REFUSED
 from modeling_vit_mnist.training.run_folder import (
     DECISIVE_ARGUMENTS,
     NATURAL_GRADIENT_ARGUMENTS,
@@ -189,18 +190,16 @@ def test_a_parent_is_recognized_by_its_weights(finished, tmp_path, capsys):
 def test_every_argument_of_trainer_is_part_of_a_run_or_known_not_to_be():
     elsewhere = """
         output_dir disable_tqdm log_level log_level_replica log_on_each_node logging_strategy logging_steps
-        logging_first_step logging_nan_inf_filter report_to run_name project push_to_hub debug save_total_limit
-        save_on_each_node save_only_model skip_memory_metrics resume_from_checkpoint overwrite keep_checkpoints
-        push_sample_model report do_train do_eval do_predict eval_on_start prediction_loss_only include_for_metrics
-        include_num_input_tokens_seen enable_jit_checkpoint restore_callback_states_from_checkpoint
+        logging_first_step logging_nan_inf_filter report_to run_name project push_to_hub save_total_limit
+        save_on_each_node skip_memory_metrics resume_from_checkpoint overwrite keep_checkpoints push_sample_model
+        report do_train do_eval do_predict eval_on_start include_num_input_tokens_seen
+        restore_callback_states_from_checkpoint
         per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps
-        average_tokens_across_devices eval_do_concat_batches eval_use_gather_object batch_eval_metrics
-        activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
-        torch_compile torch_compile_backend torch_compile_mode compile_training use_cache torch_empty_cache_steps
-        liger_kernel_config full_determinism use_cpu local_rank accelerator_config parallelism_config fsdp fsdp_config
-        deepspeed remove_unused_columns length_column_name
+        average_tokens_across_devices eval_do_concat_batches activation_checkpointing activation_checkpointing_kwargs
+        gradient_checkpointing gradient_checkpointing_kwargs compile_training torch_empty_cache_steps full_determinism
+        use_cpu local_rank
     """
-    known = {*DECISIVE_ARGUMENTS, *RARE_ARGUMENTS, *NATURAL_GRADIENT_ARGUMENTS, *elsewhere.split()}
+    known = {*DECISIVE_ARGUMENTS, *RARE_ARGUMENTS, *NATURAL_GRADIENT_ARGUMENTS, *REFUSED, *elsewhere.split()}
     fields = {field.name for field in dataclasses.fields(VitMnistTrainingArguments)}
     prefixes = ("hub_", "ddp_", "dataloader_", "trackio_")
     assert {name for name in fields - known if not name.startswith(prefixes)} == set()

@@ -54,10 +54,8 @@ DECISIVE_ARGUMENTS = (
 NATURAL_GRADIENT_ARGUMENTS = ("damping", "final_damping", "fisher_update_interval", "fisher_batch_size")
 # Further ones, which are recorded if they differ from their default.
 RARE_ARGUMENTS = (
-    "optim_args", "optim_target_modules", "eval_delay", "save_steps", "dataloader_drop_last",
-    "train_sampling_strategy", "neftune_noise_alpha", "use_liger_kernel", "tf32", "bf16_full_eval", "fp16_full_eval",
-    "ignore_data_skip", "auto_find_batch_size", "label_names", "torch_compile", "torch_compile_backend",
-    "torch_compile_mode",
+    "optim_args", "eval_delay", "save_steps", "dataloader_drop_last", "train_sampling_strategy", "neftune_noise_alpha",
+    "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode",
 )  # fmt: skip
 # What may differ between a run and the one that it continues from a checkpoint.
 LENGTH = ("num_train_epochs", "max_steps", "resumed_weights")
