@@ -16,14 +16,26 @@ from ..data.images import ImageDataset
 from .natural_gradient import per_sample_gradients
 
 
-class EpochReportCallback(TrainerCallback):
-    """Prints one line per evaluation, marked `best` if its metric is the best so far, by the rule of Trainer."""
+class SelectionCallback(TrainerCallback):
+    """Knows which evaluations Trainer will select, which it decides after `on_evaluate`."""
 
-    loss: float | None = None  # logged since the last evaluation
-    selects = False
+    has_begun = False  # Trainer does not select the evaluation of --eval_on_start
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.selects = True  # Trainer does not select the evaluation of --eval_on_start
+        self.has_begun = True
+
+    def selects(self, args, state, metrics: dict[str, float]) -> bool:
+        """Whether the metric of an evaluation is the best so far. An equal one is not."""
+        if not (self.has_begun and args.load_best_model_at_end):
+            return False
+        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+        return best is None or (value > best if args.greater_is_better else value < best)
+
+
+class EpochReportCallback(SelectionCallback):
+    """Prints one line per evaluation, marked `best` if Trainer will select it."""
+
+    loss: float | None = None  # logged since the last evaluation
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
@@ -31,8 +43,7 @@ class EpochReportCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
             loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
-            selects = self.selects and args.load_best_model_at_end
-            best = "  best" if selects and is_best(args, state, metrics) else ""
+            best = "  best" if self.selects(args, state, metrics) else ""
             epoch = state.epoch or 0
             total = epoch * state.max_steps / state.global_step if state.global_step else state.num_train_epochs
             tqdm.write(
@@ -41,13 +52,6 @@ class EpochReportCallback(TrainerCallback):
                 file=sys.stdout,
             )
         self.loss = None
-
-
-def is_best(args, state, metrics: dict[str, float]) -> bool:
-    """Whether Trainer will select the weights that an evaluation measured, which it decides after `on_evaluate`. An
-    equal metric does not count."""
-    value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
-    return best is None or (value > best if args.greater_is_better else value < best)
 
 
 class DatasetEpochCallback(TrainerCallback):
@@ -61,22 +65,17 @@ class DatasetEpochCallback(TrainerCallback):
             self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class CheckpointCallback(TrainerCallback):
+class CheckpointCallback(SelectionCallback):
     """Saves what a run must not lose, with any save strategy: the best weights, and those of the last step, in case of
     a failure after training. What is due at the last step of an epoch is saved after the log and the evaluation of the
     epoch, which a run that resumes there would miss. Logs the loss before each save, so that the mean loss of a
     resumed run counts every step, and before each evaluation, which is reported with it."""
 
     saved = 0
-    selects = False
     is_due = False
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.selects = True  # Trainer does not select the evaluation of --eval_on_start
-
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        selects = self.selects and args.load_best_model_at_end and args.save_strategy != "best"
-        if selects and is_best(args, state, metrics):
+        if args.save_strategy != "best" and self.selects(args, state, metrics):
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
