@@ -58,8 +58,9 @@ def draw_letter(draw: np.random.Generator) -> PIL.Image.Image:
     return image.rotate(draw.uniform(-10, 10), PIL.Image.Resampling.BICUBIC, fillcolor=255)
 
 
-def draw_scribble(draw: np.random.Generator, step: float = 8, margin: float = 20) -> PIL.Image.Image:
+def draw_scribble(draw: np.random.Generator) -> PIL.Image.Image:
     """Strokes of a pen whose curvature changes at random and that turns back at the border."""
+    step, margin = 8, 20  # pixels
     image = PIL.Image.new("L", (SIDE, SIDE), 255)
     for _ in range(draw.integers(1, 4)):
         place, heading, curvature = draw.uniform(60, SIDE - 60, 2), draw.uniform(0, 2 * np.pi), 0.0

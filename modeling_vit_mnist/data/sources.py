@@ -22,6 +22,7 @@ from .folders import SPLITS, RawDatasets, blame, causes, load_from_folder
 logger = logging.getLogger(__name__)
 
 SAMPLE = asset("data/mnist-5k")
+HUB_TIMEOUT = 3  # seconds
 
 
 def is_sample(args: DataArguments) -> bool:
@@ -90,7 +91,7 @@ def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
     try:
         if not huggingface_hub.constants.is_offline_mode() and not _hub_is_reachable():
             if not is_cached:  # load_dataset would try for half a minute
-                raise ConnectionError("no answer within 3 s")
+                raise ConnectionError(f"no answer within {HUB_TIMEOUT} s")
             logger.warning(
                 "The Hub does not answer. Trying for 30 s, then using the cache (HF_HUB_OFFLINE=1 skips this)."
             )
@@ -108,16 +109,16 @@ def _load_from_hub(name: str, streaming: bool) -> RawDatasets:
         blame(error, name)
 
 
-def _hub_is_reachable(timeout: float = 3.0) -> bool:
-    """Whether the Hub answers within `timeout` seconds."""
+def _hub_is_reachable() -> bool:
+    """Whether the Hub answers within [`HUB_TIMEOUT`]."""
     answers = []
 
     def ask():
         with suppress(Exception):
-            answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=timeout))
+            answers.append(huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT))
 
     # In a thread, since looking up a host name can take longer than any timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(timeout)
+    thread.join(HUB_TIMEOUT)
     return bool(answers)

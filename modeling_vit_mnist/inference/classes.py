@@ -95,5 +95,5 @@ def describe_accuracy(
     return ", ".join([tally.describe_accuracy(what), *tally.describe_others()])
 
 
-def _shorten(names: list[str], limit: int = 12) -> str:
-    return ", ".join(map(repr, names[:limit])) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+def _shorten(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12:,} more" if len(names) > 12 else "")

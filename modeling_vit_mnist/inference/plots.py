@@ -71,22 +71,23 @@ def plot_predictions(
 
 
 def plot_warps(
-    images: torch.Tensor, warped: torch.Tensor, epochs: list[int], path: Path, caption: str = "", style: Style = LIGHT
+    images: torch.Tensor, warped: torch.Tensor, path: Path, caption: str = "", style: Style = LIGHT
 ) -> None:
-    """Training images of shape `(n, height, width)`, and the same as they are `warped` in each of the epochs, of shape
-    `(n, epochs, height, width)`."""
-    columns = 1 + len(epochs)
+    """Training images of shape `(n, height, width)`, and the same as they are `warped` in each of the first epochs, of
+    shape `(n, epochs, height, width)`."""
+    epochs = warped.shape[1]
+    columns = 1 + epochs
     size = WIDTH / (columns + 0.2)
     with style.figure(path, WIDTH, (size + 0.04) * len(images) + 0.35, caption) as figure:
-        grid = {"width_ratios": (1, 0.2, *[1] * len(epochs)), "wspace": 0.04, "hspace": 0.04}
+        grid = {"width_ratios": (1, 0.2, *[1] * epochs), "wspace": 0.04, "hspace": 0.04}
         axes = figure.subplots(len(images), columns + 1, squeeze=False, gridspec_kw=grid)
         for image, line, row in zip(images, axes, warped, strict=True):
             line[1].set_axis_off()
             style.show(line[0], image)
             style.fill(line[2:], row)
         axes[0, 0].set_title("image")
-        for number, (axis, epoch) in enumerate(zip(axes[0, 2:], epochs, strict=True)):
-            axis.set_title(f"epoch {epoch}" if number == 0 else str(epoch))
+        for epoch, axis in enumerate(axes[0, 2:], 1):
+            axis.set_title("epoch 1" if epoch == 1 else str(epoch))
 
 
 FRAMING_STEPS = ("1. Picture", "2. Ink", "3. Box", "4. Frame", "5. Deskewed")

@@ -137,10 +137,10 @@ def shorten(name: str, length: int) -> str:
     return name if len(name) <= length else f"{name[: length - 11]}...{name[-8:]}"
 
 
-def _as_rgba(image: PIL.Image.Image, side: int = 400) -> PIL.Image.Image:
+def _as_rgba(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith(("I", "F", "La")):  # which Pillow clips or refuses to convert
         gray = to_grayscale(image, background=255)
         image = PIL.Image.fromarray(gray if gray.dtype == np.uint8 else np.round(255 * gray).astype(np.uint8))
     image = image.convert("RGBA")
-    image.thumbnail((side, side))
+    image.thumbnail((400, 400))
     return image

@@ -156,7 +156,7 @@ def view_warps(subject: Subject) -> None:
     print(printable(f"Data: {len(train):,} training images of {train.source}"))
     print(f"Augmentation: {', '.join(words)}")
     target = subject.target("warps", caption)
-    plots.plot_warps(images, torch.stack(warped, 1), [*range(1, 1 + WARPED_EPOCHS)], **target)
+    plots.plot_warps(images, torch.stack(warped, 1), **target)
 
 
 def view_training(subject: Subject) -> None:
@@ -225,13 +225,13 @@ def view_framing(subject: Subject) -> None:
     plots.plot_framing(names, pictures, framings, descriptions, upright=upright, **target)
 
 
-def _put_on_paper(image: np.ndarray, side: int = 240) -> PIL.Image.Image:
+def _put_on_paper(image: np.ndarray) -> PIL.Image.Image:
     """A picture such as a camera takes of an image of a digit, uint8: dark ink, off center, on paper that is darker
     towards one corner."""
-    ink = PIL.Image.fromarray(image).resize((side // 2, side // 2), PIL.Image.Resampling.BICUBIC)
-    sheet = PIL.Image.new("L", (round(1.25 * side), side))
-    sheet.paste(ink, (side // 5, side // 3))
-    down, right = np.mgrid[0 : sheet.height, 0 : sheet.width] / side
+    ink = PIL.Image.fromarray(image).resize((120, 120), PIL.Image.Resampling.BICUBIC)
+    sheet = PIL.Image.new("L", (300, 240))
+    sheet.paste(ink, (48, 80))
+    down, right = np.mgrid[:240, :300] / 240
     paper = 235 - 45 * down - 30 * right
     return PIL.Image.fromarray(np.round(paper * (1 - 0.75 * np.asarray(sheet) / 255)).astype(np.uint8))
 

@@ -66,9 +66,7 @@ def _set_classes(model: VitMnistForImageClassification, names: list[str]) -> Non
 
 
 @torch.no_grad()
-def whiten_patch_embed(
-    model: VitMnistForImageClassification, dataset: ImageDataset | ImageStream, num_images: int = WHITENING_IMAGES
-) -> None:
+def whiten_patch_embed(model: VitMnistForImageClassification, dataset: ImageDataset | ImageStream) -> None:
     """Initialize `vit.patch_embed.proj` with a random rotation of the whitened leading principal components of the
     patches in the first images. Its outputs are then uncorrelated, centered and of unit variance. Neighboring pixels
     are almost equal, which makes any random projection badly conditioned. Whitening of patches after Coates and Ng
@@ -81,7 +79,7 @@ def whiten_patch_embed(
         raise UsageError(
             f"--whiten_patches needs a hidden size of at most {length}, the pixels of a patch, got {width}."
         )
-    pixel_values = dataset.processor.rescale_and_normalize(dataset.take(num_images).images)
+    pixel_values = dataset.processor.rescale_and_normalize(dataset.take(WHITENING_IMAGES).images)
     patches = torch.nn.functional.unfold(pixel_values, proj.kernel_size, stride=proj.stride)  # (n, length, patches)
     patches = patches.transpose(1, 2).reshape(-1, length).double()
     variances, components = torch.linalg.eigh(patches.T.cov())  # ascending
