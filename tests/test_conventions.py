@@ -162,6 +162,7 @@ def test_other_classes_need_ignore_mismatched_sizes(tmp_path, pixel_values):
     )  # fmt: skip
     assert {key[0] for key in info["mismatched_keys"]} == {"head.weight", "head.bias"}
     assert_same(model.vit, letters.vit, pixel_values)
+    assert 0 < letters.head.weight.std() < 1
     letters.save_pretrained(tmp_path / "letters")
     again = VitMnistForImageClassification.from_pretrained(tmp_path / "letters", attn_implementation="eager")
     assert (again.config.num_labels, again.config.id2label) == (3, LETTERS)
@@ -404,7 +405,7 @@ def test_timms_names_can_be_set():
 
 
 def test_processor_round_trips(tmp_path):
-    processor = VitMnistImageProcessor(do_invert="auto", do_center=True, size=35, image_mean=[0.2], background=7)
+    processor = VitMnistImageProcessor(do_invert="auto", do_center=True, size=35, image_mean=[0.2], background=0)
     processor.save_pretrained(tmp_path)
     VitMnistConfig().save_pretrained(tmp_path)
     image = torch.arange(40 * 40, dtype=torch.int32).reshape(40, 40).remainder(256).to(torch.uint8)
