@@ -10,6 +10,7 @@ import { deskew, frameDigit, normalize } from "./frame.js";
 import { decodeImage, encodeLink } from "./link.js";
 import { Pad } from "./pad.js";
 import { readGray, watchPictures } from "./pictures.js";
+import { argmax } from "./vit.js";
 
 let network = null;
 let followed = null; // the network that the link to network.html opens
@@ -115,7 +116,7 @@ function show() {
   say(find("note"), framing ? advise(framing) : "");
 
   const isRejected = result !== null && result.digitScore < vit.threshold;
-  const best = result && !isRejected ? result.probabilities.indexOf(Math.max(...result.probabilities)) : -1;
+  const best = result && !isRejected ? argmax(result.probabilities) : -1;
   const share = (i) => (result ? percent(result.probabilities[i]) : "–");
   find("reading").classList.toggle("rejected", isRejected);
   say(find("prediction"), isRejected ? "not a digit" : (vit.labels[best] ?? "–"));

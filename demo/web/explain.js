@@ -3,6 +3,7 @@
 import { nameToken } from "./attention.js";
 import { drawInk, element, find, percent, say } from "./dom.js";
 import { bounds } from "./frame.js";
+import { argmax } from "./vit.js";
 
 const THUMBNAIL = 192; // pixels of the longer side of a picture
 
@@ -54,7 +55,7 @@ export function describeDigit({ vit, deskews }, gray, isInk, framing, bytes, res
 }
 
 function describeLogits(vit, { logits, probabilities, digitScore }) {
-  const best = logits.indexOf(Math.max(...logits));
+  const best = argmax(logits);
   const [logit, share] = [logits[best].toFixed(1), percent(probabilities[best])];
   const largest = `Now the logit of ${vit.labels[best]} is the largest: ${logit}, or ${share}.`;
   if (!Number.isFinite(vit.threshold)) return largest;
@@ -65,8 +66,8 @@ function describeLogits(vit, { logits, probabilities, digitScore }) {
 function describeAttention(vit, { attentions }) {
   const last = attentions.at(-1);
   const shares = last.map((map) => map[0]);
-  const head = shares.reduce((best, row, i) => (Math.max(...row) > Math.max(...shares[best]) ? i : best), 0);
-  const token = shares[head].indexOf(Math.max(...shares[head]));
+  const head = argmax(shares.map((row) => Math.max(...row)));
+  const token = argmax(shares[head]);
   const name = token === 0 ? "itself" : nameToken(token, vit.size / vit.patch);
   const share = percent(shares[head][token], 0);
   return `Now, in layer ${attentions.length}, CLS gives ${share} of head ${head + 1} to ${name}.`;

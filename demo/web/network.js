@@ -10,6 +10,7 @@ import { HeatMap, inkColor, onSchemeChange, paint, signedColor } from "./heatmap
 import { showNumber } from "./inspector.js";
 import { decodeImage, decodeLink, encodeLink } from "./link.js";
 import { makeStages } from "./stages.js";
+import { argmax } from "./vit.js";
 
 const START = 5; // the example of which the network tiny is not quite sure
 const LARGEST = 100; // of a changed weight, far above all trained ones
@@ -168,7 +169,7 @@ function drawStages() {
 function drawBars() {
   const { vit } = state.network;
   const { logits, probabilities } = state.result;
-  const best = probabilities.indexOf(Math.max(...probabilities));
+  const best = argmax(probabilities);
   for (const { kind, list } of bars) {
     const name = kind === "logits" ? "head" : "probabilities";
     const contributions = kind === "logits" ? logits.map((_, i) => logitTerms(i)) : probabilities.map((p) => [p]);
@@ -221,7 +222,7 @@ function logitTerms(output) {
 function drawAnswer() {
   const { vit } = state.network;
   const { probabilities, digitScore } = state.result;
-  const best = probabilities.indexOf(Math.max(...probabilities));
+  const best = argmax(probabilities);
   const isRejected = digitScore < vit.threshold;
   find("prediction").textContent = isRejected ? "not a digit?" : vit.labels[best];
   find("prediction").classList.toggle("rejected", isRejected);

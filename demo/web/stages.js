@@ -6,13 +6,13 @@
 // (heatmap.js). Maps with the same scale in a stage have the same colors for the same numbers.
 
 import { percent } from "./dom.js";
+import { argmax } from "./vit.js";
 
 const signed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
 const tokenLabel = (row) => (row === 0 ? "CLS" : String(row));
-const largest = (numbers) => numbers.indexOf(Math.max(...numbers));
 
 /** Of two vectors, the index at which they differ most. */
-const mostChanged = (before, after) => largest(after.map((x, i) => Math.abs(x - before[i])));
+const mostChanged = (before, after) => argmax(after.map((x, i) => Math.abs(x - before[i])));
 
 export function makeStages(vit, { mean, std }) {
   const { size, patch, heads, layers } = vit;
@@ -65,12 +65,12 @@ export function makeStages(vit, { mean, std }) {
         `The network gets ${size} × ${size} pixels; ${inked} of them have ink.`,
         `Each pixel's ink, from 0 to 1, minus ${mean}, divided by ${std}, is a number: paper is ` +
           `${signed(-mean / std)}, full ink ${signed((1 - mean) / std)}.`,
-        `The image is cut into ${count} patches of ${patch} × ${patch} pixels, and patch ${largest(ink) + 1} has ` +
+        `The image is cut into ${count} patches of ${patch} × ${patch} pixels, and patch ${argmax(ink) + 1} has ` +
           "the most ink.",
       ];
     },
     example: ({ pixel_values: rows }) => {
-      const at = largest(rows.flat());
+      const at = argmax(rows.flat());
       return ["pixel_values", [Math.floor(at / size), at % size]];
     },
     content: {
@@ -94,7 +94,7 @@ export function makeStages(vit, { mean, std }) {
   const embedding = {
     title: "Patch embedding",
     sentences: ({ "vit.patch_embed": rows }) => {
-      const top = largest(rows.flat());
+      const top = argmax(rows.flat());
       return [
         `A filter has ${patch * patch} weights. Each is multiplied with a pixel of the patch; the products and a ` +
           "bias add up to one number.",
@@ -104,7 +104,7 @@ export function makeStages(vit, { mean, std }) {
       ];
     },
     example: ({ "vit.patch_embed": rows }) => {
-      const at = largest(rows.flat());
+      const at = argmax(rows.flat());
       return ["vit.patch_embed", [Math.floor(at / width), at % width]];
     },
     content: {
@@ -147,7 +147,7 @@ export function makeStages(vit, { mean, std }) {
         `The first token is not a patch: CLS has ${width} trained numbers, the same for every image. The answer is ` +
           "computed from this token alone.",
         "Each token gets the numbers of its position added, because attention does not see where a patch is. The " +
-          `position of patch ${largest(changes) + 1} changes its token most.`,
+          `position of patch ${argmax(changes) + 1} changes its token most.`,
         `CLS with its position is ${rows[0].map((x) => signed(x, 1)).join(", ")}.`,
       ];
     },
@@ -253,7 +253,7 @@ export function makeStages(vit, { mean, std }) {
         },
         example: ({ [`${attention}.probabilities`]: [head] }) => [
           `${attention}.probabilities`,
-          [0, 0, largest(head[0])],
+          [0, 0, argmax(head[0])],
         ],
         content: {
           row: range(heads, (head) => ({
@@ -386,7 +386,7 @@ export function makeStages(vit, { mean, std }) {
   const final = {
     title: "CLS from stage to stage, and the final LayerNorm",
     sentences: ({ "vit.norm": [row] }) => {
-      const i = largest(row.map(Math.abs));
+      const i = argmax(row.map(Math.abs));
       return [
         `These are the ${width} numbers of CLS after each stage; every row is the row above plus what one stage ` +
           "has added.",
@@ -394,7 +394,7 @@ export function makeStages(vit, { mean, std }) {
         `The answer depends only on these ${width}. The farthest from 0 is number ${i + 1}: ${signed(row[i])}.`,
       ];
     },
-    example: ({ "vit.norm": [row] }) => ["vit.norm", [0, largest(row.map(Math.abs))]],
+    example: ({ "vit.norm": [row] }) => ["vit.norm", [0, argmax(row.map(Math.abs))]],
     content: {
       isShort: true,
       row: [
@@ -419,10 +419,10 @@ export function makeStages(vit, { mean, std }) {
   const logits = {
     title: "Ten logits",
     sentences: ({ "vit.norm": [row], head: [scores] }) => {
-      const best = largest(scores);
+      const best = argmax(scores);
       const weights = vit.data("head.weight").slice(best * width, (best + 1) * width);
       const terms = row.map((x, i) => x * weights[i]);
-      const [up, down] = [largest(terms), largest(terms.map((x) => -x))];
+      const [up, down] = [argmax(terms), argmax(terms.map((x) => -x))];
       return [
         `The logit of a class is the sum of ${width} products, the numbers of CLS times the weights of that class, ` +
           "and a bias.",
@@ -433,7 +433,7 @@ export function makeStages(vit, { mean, std }) {
           : `None of its products is negative.`,
       ];
     },
-    example: ({ head: [scores] }) => ["head", [0, largest(scores)]],
+    example: ({ head: [scores] }) => ["head", [0, argmax(scores)]],
     content: {
       row: [
         vector("CLS, normalized", "vit.norm", { index: (i) => [0, i], cls: "row", scale: "normalized" }),
@@ -460,7 +460,7 @@ export function makeStages(vit, { mean, std }) {
         ...(Number.isFinite(vit.threshold) ? [`Below ${vit.threshold.toFixed(2)}, the page says “not a digit?”.`] : []),
       ];
     },
-    example: ({ probabilities: [shares] }) => ["probabilities", [0, largest(shares)]],
+    example: ({ probabilities: [shares] }) => ["probabilities", [0, argmax(shares)]],
     content: {
       row: [
         {

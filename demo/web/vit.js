@@ -27,6 +27,8 @@ function erf(x) {
 /** How much of its input GELU passes on: the normal distribution's share below x. */
 export const geluGate = (x) => 0.5 * (1 + erf(x / Math.SQRT2));
 
+export const argmax = (numbers) => numbers.indexOf(Math.max(...numbers));
+
 export function softmax(scores) {
   const top = Math.max(...scores);
   const powers = scores.map((score) => Math.exp(score - top));
