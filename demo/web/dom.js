@@ -26,5 +26,8 @@ export function drawInk(canvas, bytes, width, height = bytes.length / width) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
+/** A number as text, with a minus sign as wide as a plus. */
+export const signed = (x, decimals = 2) => x.toFixed(decimals).replace("-", "−");
+
 /** A share as text, in percent with so many decimals. */
 export const percent = (share, decimals = 1) => `${(100 * share).toFixed(decimals)} %`;

@@ -5,7 +5,7 @@ import { CHECKPOINTS, MOST_SHOWN, loadNetwork } from "./checkpoints.js";
 import { EXAMPLES } from "./digits.js";
 import { countParameters, isParameter, offset, valueOf } from "./terms.js";
 import { deskew, normalize } from "./frame.js";
-import { element, find, percent } from "./dom.js";
+import { element, find, percent, signed } from "./dom.js";
 import { HeatMap, inkColor, onSchemeChange, paint, signedColor } from "./heatmap.js";
 import { showNumber } from "./inspector.js";
 import { decodeImage, decodeLink, encodeLink } from "./link.js";
@@ -131,8 +131,6 @@ function buildStages() {
 
 // ---- what changes with every digit and weight
 
-const signed = (x) => (Math.abs(x) >= 10 ? x.toFixed(0) : x.toFixed(1)).replace("-", "−");
-
 /** How numbers of a scale become colors in a stage: {color, low, high}. */
 function colorScale(scale, own) {
   const { mean, std } = state.network;
@@ -160,7 +158,8 @@ function drawStages() {
       for (const map of own) map.draw(value, color);
       const strip = element("canvas", { "aria-hidden": "true" });
       paint(strip, 1, 49, (_, i) => color(low + ((high - low) * i) / 48));
-      return element("li", {}, `${scaleName[scale] ?? scale}: ${signed(low)}`, strip, signed(high));
+      const [start, end] = [low, high].map((x) => signed(x, Math.abs(x) >= 10 ? 0 : 1));
+      return element("li", {}, `${scaleName[scale] ?? scale}: ${start}`, strip, end);
     });
     stage.legend.replaceChildren(...legends);
   }
@@ -190,7 +189,7 @@ function drawBars() {
         line.style.left = `${x(at)}%`;
         room.append(line);
       }
-      const text = kind === "logits" ? logits[i].toFixed(2).replace("-", "−") : percent(probabilities[i]);
+      const text = kind === "logits" ? signed(logits[i]) : percent(probabilities[i]);
       return [room, text, i === best];
     });
     if (list.childElementCount !== rows.length) {

@@ -1,14 +1,13 @@
 // The stages of the network in order: what each shows, and what it says about the digit at hand.
 //
 // A stage is {title, sentences(values, result) -> [string], example(values) -> [name, index] of a number to look at,
-// content}. Content is a tree: {row: [...]} and
-// {stack: [...]} hold nodes, a string is a sign between two, {bars, caption} are bars, and the leaves are heat maps
-// (heatmap.js). Maps with the same scale in a stage have the same colors for the same numbers.
+// content}. Content is a tree. {row: [...]}, {stack: [...]} and {grid: [...], columns} hold nodes, a string is a sign
+// between two, {bars, caption} are bars, and the leaves are heat maps (heatmap.js). Maps with the same scale in a stage
+// have the same colors for the same numbers.
 
-import { percent } from "./dom.js";
+import { percent, signed } from "./dom.js";
 import { argmax } from "./vit.js";
 
-const signed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
 const tokenLabel = (row) => (row === 0 ? "CLS" : String(row));
 
 /** Of two vectors, the index at which they differ most. */

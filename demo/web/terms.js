@@ -2,9 +2,8 @@
 // model.safetensors, with its index: ["vit.blocks.0.attn.qkv", [token, output]]. tests/test_web_network.py checks that
 // the terms of every number add up to it.
 
+import { signed } from "./dom.js";
 import { geluGate } from "./vit.js";
-
-const short = (x) => x.toFixed(3).replace("-", "−");
 
 /** Position of an element of a tensor in its data. */
 export const offset = (shape, index) => index.reduce((at, i, axis) => at * shape[axis] + i, 0);
@@ -54,7 +53,7 @@ export function explain(vit, values, name, index) {
     return {
       how:
         "(input − mean) / deviation × weight + bias; " +
-        `the token's numbers have mean ${short(mean)} and deviation ${short(deviation)}`,
+        `the token's numbers have mean ${signed(mean, 3)} and deviation ${signed(deviation, 3)}`,
       inputs: inputs.map((_, at) => number(input, row, at)),
       terms: [
         term("input", number(input, row, i), scale, weight),
@@ -72,8 +71,8 @@ export function explain(vit, values, name, index) {
     const power = { ...own, label: "e^(score − largest)", value: Math.exp(own.value - top) };
     return {
       how:
-        `softmax: e^(score − largest score of the row) = ${short(power.value)}, ` +
-        `divided by the sum over the row, ${short(total)}`,
+        `softmax: e^(score − largest score of the row) = ${signed(power.value, 3)}, ` +
+        `divided by the sum over the row, ${signed(total, 3)}`,
       inputs: scores.map((_, at) => number(input, ...index.slice(0, -1), at)),
       terms: [term("share", power, plain("1 / sum", 1 / total))],
     };
