@@ -35,7 +35,9 @@ def decide(args: VitMnistTrainingArguments, function: Callable, *arguments: Any)
 @contextmanager
 def shared(args: VitMnistTrainingArguments, checkpoint: Path | None) -> Iterator[Path | None]:
     """Yield a folder with the files of the main process's `checkpoint`: a copy in the others."""
-    files = decide(args, _read_files, checkpoint) if args.world_size > 1 and checkpoint is not None else {}
+    files: dict[str, bytes] = {}
+    if args.world_size > 1 and checkpoint is not None:
+        files = decide(args, lambda: {path.name: path.read_bytes() for path in checkpoint.iterdir()})
     if args.process_index == 0 or checkpoint is None:
         yield checkpoint
         return
@@ -43,7 +45,3 @@ def shared(args: VitMnistTrainingArguments, checkpoint: Path | None) -> Iterator
         for name, content in files.items():
             Path(copy, name).write_bytes(content)
         yield Path(copy)
-
-
-def _read_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
