@@ -5,7 +5,7 @@ All are framed as a user's pictures are. Drawings of no digit have the label [`N
 class in every epoch, so that the network learns to be unsure of them (outlier exposure; Hendrycks, Mazeika and
 Dietterich, 2019, https://arxiv.org/abs/1812.04606)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 
@@ -160,23 +160,19 @@ def draw_outlier(images: np.ndarray, generator: np.random.Generator) -> np.ndarr
 
 
 def _frame(draw: Callable[[], np.ndarray]) -> np.ndarray:
+    """Draw, light on black, until framing finds a digit."""
     while (framing := frame_digit(255 - draw())).problem is not None:
         pass
     return framing.image
 
 
-def _parse(strokes: str) -> Iterator[tuple[np.ndarray, bool]]:
-    for stroke in strokes.split("/"):
-        points = stroke.strip()
-        corners = points.startswith("-")
-        yield np.array([[int(point[0]), int(point[1])] for point in points.strip("-").split()], float), corners
-
-
 def draw_strokes(strokes: str, generator: np.random.Generator) -> np.ndarray:
+    """An entry of [`DIGITS`] or [`OTHERS`], with its points moved at random."""
     lines = []
-    for points, has_corners in _parse(strokes):
+    for stroke in map(str.strip, strokes.split("/")):
+        points = np.array([[*map(int, point)] for point in stroke.strip("-").split()], float)
         moved = points + generator.normal(0, 0.35, points.shape)
-        lines.append(moved if has_corners else _curve(moved))
+        lines.append(moved if stroke.startswith("-") else _curve(moved))
     return _draw(lines, generator)
 
 
