@@ -82,22 +82,11 @@ def main() -> None:
             f"| {seed} | {100 * result['eval_accuracy']:.2f} | {100 * result['test_accuracy']:.2f} "
             f"| {result['best_epoch']:g} | {result['train_runtime']:.0f} | {result['wall']:.0f} |"
         )
-    columns = {
-        "validation": [100 * result["eval_accuracy"] for result in results],
-        "test": [100 * result["test_accuracy"] for result in results],
-        "training": [result["train_runtime"] for result in results],
-        "whole": [result["wall"] for result in results],
-    }
-    summary = {
-        name: summarize(values, digits) for (name, values), digits in zip(columns.items(), (2, 2, 0, 0), strict=True)
-    }
     head = f"mean ± std, n = {len(results)}" if len(results) > 1 else "n = 1"
-    print(
-        f"| **{head}** | {summary['validation']} | **{summary['test']}** | "
-        f"| {summary['training']} | {summary['whole']} |"
-    )
+    validation, test = ([100 * result[f"{split}_accuracy"] for result in results] for split in ("eval", "test"))
+    training, whole = (summarize([result[name] for result in results], 0) for name in ("train_runtime", "wall"))
+    print(f"| **{head}** | {summarize(validation, 2)} | **{summarize(test, 2)}** | | {training} | {whole} |")
     if args.record:
-        test = columns["test"]
         add_measurement(args.record, "seeds", {
             "n": len(results), "seeds": args.seeds, "test": [round(value, 2) for value in test],
             "test_mean": statistics.mean(test), "test_std": statistics.stdev(test),

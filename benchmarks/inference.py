@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import PIL.Image
@@ -80,7 +81,7 @@ def measure_latency(model, processor, images: torch.Tensor, args: argparse.Names
     print("\n| one image at a time | p50, ms | p99, ms |\n|---|---|---|")
     for name, run, inputs in (("forward", forward, pixel_values), ("PIL image to class", whole, pil_images)):
         run(inputs[0])
-        times = [1e3 * seconds(lambda item=item, run=run: run(item)) for _ in range(args.rounds) for item in inputs]
+        times = [1e3 * seconds(partial(run, item)) for _ in range(args.rounds) for item in inputs]
         percentiles = statistics.quantiles(times, n=100)
         print(f"| {name} | {percentiles[49]:.2f} | {percentiles[98]:.2f} |")
 
@@ -99,9 +100,7 @@ def measure_cold_start(images: torch.Tensor, args: argparse.Namespace) -> None:
         times = {name: [] for name in commands}
         for _ in range(args.rounds):
             for name, command in commands.items():
-                run = lambda command=command: subprocess.run(  # noqa: E731
-                    [sys.executable, *command], check=True, capture_output=True
-                )
+                run = partial(subprocess.run, [sys.executable, *command], check=True, capture_output=True)
                 times[name].append(seconds(run))
     first, second, _ = times.values()
     print("\n| cold start | s, median | against the first | against the second |\n|---|---|---|---|")

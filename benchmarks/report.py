@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from importlib.metadata import version
 
 VERSIONED = ("torch", "transformers", "datasets", "accelerate")
 
@@ -18,8 +19,6 @@ def positive(text: str) -> int:
 
 def describe_machine() -> str:
     """Cores, system and versions of the packages that matter."""
-    from importlib.metadata import version
-
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONED)
     machine = f"{os.cpu_count()} cores of {platform.machine()} {platform.system()}"
     return f"{machine}; Python {platform.python_version()}, {versions}"
