@@ -110,7 +110,7 @@ class VisualizeArguments(_ModelChoice):
         on_a_split = {"model", "split", "device", *_data_flags(self.split)}
         of_images = {"index", *on_a_split, *figure}
         return {
-            "data": {"batch_size", *_data_flags(), *figure},
+            "data": {"batch_size", *_data_flags("train"), *_data_flags("test"), *figure},
             "model": {"model", "device", "batch_size"},
             "training": {"model", *figure},
             "warps": {"model", "index", *_data_flags("train"), *figure},
@@ -122,7 +122,7 @@ class VisualizeArguments(_ModelChoice):
         }[view]
 
 
-def _data_flags(split: str | None = None) -> set[str]:
-    """The flags of a dataset; without the limit that does not apply to `split`, if one is given."""
-    unused = {None: None, "train": "max_eval_samples"}.get(split, "max_train_samples")
-    return {field.name for field in fields(DataArguments)} - {unused}
+def _data_flags(split: str) -> set[str]:
+    """The flags of a dataset, without the limit of other splits than `split`."""
+    other_limit = "max_eval_samples" if split == "train" else "max_train_samples"
+    return {field.name for field in fields(DataArguments)} - {other_limit}
