@@ -57,7 +57,7 @@ def measure_batches(model, processor, images: torch.Tensor, args: argparse.Names
         times["pipeline"].append(seconds(lambda: classify(pil_images)) / len(pil_images))
     names = {
         "bare": "bare forward of normalized images",
-        "predict": "`predict`: uint8 images to probabilities",
+        "predict": "`predict`: uint8 images to logits",
         "pipeline": "`transformers.pipeline`, PIL images",
     }
     print("| images in batches | images/s, median | against bare |\n|---|---|---|")
