@@ -73,7 +73,7 @@ def check_header(path: str | os.PathLike) -> None:
         raise UsageError(f"Cannot read the weights in {path}: {problem}, as no network of this kind does.")
 
 
-def check_number(name: str, found: int, config: VitMnistConfig) -> None:
+def check_num_weights(name: str, found: int, config: VitMnistConfig) -> None:
     """Raise [`UsageError`] if files hold more weights than any network may have, or far fewer than the config asks
     for: transformers would take the memory before it says so."""
     if found > MAX_PARAMETERS or config.num_weights > found + MAX_MISSING:

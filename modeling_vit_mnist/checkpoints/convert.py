@@ -15,7 +15,7 @@ from ..cli.errors import UsageError
 from ..configuration_vit_mnist import LABELS, LIMITS, VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .checks import check_dtypes, check_files, check_number, check_shapes
+from .checks import check_dtypes, check_files, check_num_weights, check_shapes
 from .folder import UNREADABLE, check_usable, quiet, read_record
 from .settings import (
     BASE_FIELDS,
@@ -163,7 +163,7 @@ def _import_folder(path: Path) -> tuple[VitMnistForImageClassification, VitMnist
 
 
 def _import_hf_vit(folder: Path, record: dict) -> tuple[VitMnistForImageClassification, VitMnistImageProcessor]:
-    check_number(str(folder), check_dtypes(str(folder), record, location={}), _sizes(record))
+    check_num_weights(str(folder), check_dtypes(str(folder), record, location={}), _sizes(record))
     with quiet():
         theirs, info = ViTForImageClassification.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True

@@ -32,7 +32,7 @@ from ..cli.inputs import check_values, read_text
 from ..configuration_vit_mnist import VitMnistConfig
 from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification
-from .checks import check_dtypes, check_files, check_number, check_shapes
+from .checks import check_dtypes, check_files, check_num_weights, check_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def load_checkpoint(
         if found != VitMnistConfig.model_type:
             raise UsageError(f"{name} holds a model of type {found!r}, not 'vit_mnist'.")
         num_weights = check_dtypes(name, config, location, variant=kwargs.get("variant"), use_safetensors=True)
-        check_number(name, num_weights, VitMnistConfig.from_dict(config))
+        check_num_weights(name, num_weights, VitMnistConfig.from_dict(config))
         with quiet():
             model, info = VitMnistForImageClassification.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs

@@ -27,7 +27,7 @@ from .images import ImageDataset
 from .streaming import ImageStream
 
 CANVAS = 96  # pixels
-DRAWN = ("--num_photographs", "--num_drawn_digits", "--num_font_digits", "--num_outliers")
+FLAGS = ("--num_photographs", "--num_drawn_digits", "--num_font_digits", "--num_outliers")
 FONTS = asset("data/font-digits")
 
 # Strokes of the pen, each from point to point. A point is a column and a row from 0 to 8. Strokes that begin with "-"
@@ -62,11 +62,11 @@ OTHERS = [
 def check_drawable(train: ImageDataset | ImageStream) -> None:
     """Raise [`UsageError`] unless the images are in memory and digits of 28x28 pixels."""
     if not isinstance(train, ImageDataset):
-        raise UsageError(f"Nothing can be added to a stream: leave out --streaming or {', '.join(DRAWN)}.")
+        raise UsageError(f"Nothing can be added to a stream: leave out --streaming or {', '.join(FLAGS)}.")
     height, width = train.images.shape[1:]
     if (height, width) != (28, 28) or not set(train.names) <= DIGITS.keys():
         raise UsageError(
-            f"{', '.join(DRAWN)} are for digits of 28x28 pixels, got classes {', '.join(train.names[:12])} of "
+            f"{', '.join(FLAGS)} are for digits of 28x28 pixels, got classes {', '.join(train.names[:12])} of "
             f"{height}x{width}: leave them out."
         )
 

@@ -140,7 +140,7 @@ class VitMnistTrainingArguments(TrainingArguments):
             self.greater_is_better = METRICS[metric]
         # transformers accepts only the names it knows.
         asked, self.optim = self.optim, "adamw_torch" if self.optim in OWN_OPTIMIZERS else self.optim
-        with refusals.naming(""):
+        with refusals.as_usage_error(""):
             super().__post_init__()
         self.optim = asked if asked in OWN_OPTIMIZERS else self.optim
         refusals.check_combinations(self)

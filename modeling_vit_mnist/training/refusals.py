@@ -66,12 +66,12 @@ def check_finite(arguments: object) -> None:
 
 
 @contextmanager
-def naming(flags: str) -> Iterator[None]:
-    """Turn any exception into a [`UsageError`] of one line that begins with `flags`."""
+def as_usage_error(prefix: str) -> Iterator[None]:
+    """Turn any exception into a [`UsageError`] of one line that begins with `prefix`."""
     try:
         yield
     except Exception as error:
-        raise UsageError(flags + " ".join(str(error).split())) from error
+        raise UsageError(prefix + " ".join(str(error).split())) from error
 
 
 def refuse_arguments(args: Any) -> None:
@@ -149,7 +149,7 @@ def try_out(args: Any) -> None:
     kind: Any = torch.optim.Adam
     betas = (args.adam_beta1, args.adam_beta2)
     options: Any = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
-    with naming(f"--optim {getattr(args.optim, 'value', args.optim)}: "):
+    with as_usage_error(f"--optim {getattr(args.optim, 'value', args.optim)}: "):
         unused = {item.partition("=")[0].strip() for item in (args.optim_args or "").split(",")} - {""}
         if args.optim not in OWN_OPTIMIZERS:
             kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
@@ -157,12 +157,12 @@ def try_out(args: Any) -> None:
         optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
         if unused:
             raise ValueError(f"--optim_args {min(unused)} has no effect")
-    with naming(f"--lr_scheduler_type {schedule} with --lr_scheduler_kwargs {args.lr_scheduler_kwargs}: "):
+    with as_usage_error(f"--lr_scheduler_type {schedule} with --lr_scheduler_kwargs {args.lr_scheduler_kwargs}: "):
         options = args.lr_scheduler_kwargs or {}
         if schedule in ("reduce_lr_on_plateau", "greedy"):  # they watch the metric, by default for a fall
             options = args.lr_scheduler_kwargs = {"mode": "max" if args.greater_is_better else "min"} | options
         get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, options)
-    with naming("--dataloader_num_workers and its options: "):
+    with as_usage_error("--dataloader_num_workers and its options: "):
         torch.utils.data.DataLoader(
             torch.utils.data.TensorDataset(torch.zeros(1)),
             num_workers=args.dataloader_num_workers,
