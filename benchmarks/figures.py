@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures"
 SHOWN = ("2", "5", "7", "8")  # the first test image of each
 LABELLED = (90, 92, 94, 95, 96, 97, 98, 99, 99.5)  # accuracies, in percent
-# Of the name of a network beside its mark: offset in points, horizontal and vertical alignment.
+# Where the name of a network stands beside its mark: offset in points, horizontal and vertical alignment.
 PLACES = {
     "left": ((-7, 0), "right", "center"), "right": ((7, 0), "left", "center"), "above": ((0, 9), "center", "bottom"),
     "below": ((0, -8), "center", "top"),

@@ -80,7 +80,7 @@ def write(digit: np.ndarray, side: int, kind: str, generator: np.random.Generato
 
 
 def choose_colors(kind: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Of paper and pen."""
+    """The colors of paper and pen."""
     if kind == "random colors":
         while True:
             paper, pen = generator.integers(0, 256, (2, 3))

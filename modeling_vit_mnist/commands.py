@@ -17,8 +17,8 @@ from .cli.launcher import watch_launcher
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a command with one-line errors, and without transformers' progress bars for a few kilobytes. Of several
-    processes, the first one warns, and all end with their launcher."""
+    """Run a command with one-line errors, and without transformers' progress bars for a few kilobytes. If a launcher
+    started several processes, only the first one logs warnings, and all end when the launcher ends."""
     watch_launcher()
     disable_progress_bar()
     if not sys.stderr.isatty():  # read when `datasets` is imported

@@ -15,8 +15,7 @@ from ..configuration_vit_mnist import MAX_PARAMETERS, VitMnistConfig
 
 # The types of weights that the model computes in.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Of the header of a safetensors file: names, types and shapes of 1,000 blocks take half of it.
-MAX_HEADER_BYTES = 2**22
+MAX_HEADER_BYTES = 2**22  # in a safetensors file: names, types and shapes of 1,000 blocks take half of it
 MAX_MISSING = 10**7  # weights that are missing, before memory is taken for them
 
 

@@ -31,7 +31,7 @@ CONFIG_FIELDS = {
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "layer_norm_eps",
     "qkv_bias", "id2label", "label2id", "hidden_dropout_prob", "attention_probs_dropout_prob",
 }  # fmt: skip
-# Those without which it computes something else.
+# Those that must be in the files: without them, the page would compute something else.
 READ_FIELDS = {
     "config.json": (
         "image_size", "patch_size", "num_attention_heads", "num_hidden_layers", "layer_norm_eps", "id2label",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 EXTRAS = {
     "matplotlib": "plots", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "tensorboard": "logging",
 }  # fmt: skip
-LAUNCHER_DELAY = 20  # seconds in which the first process fails as well, and the launcher ends the others
+LAUNCHER_DELAY = 20  # seconds that other processes wait: if the first one fails, too, the launcher ends them
 MAX_MESSAGE = 2000  # characters of an error: a name in it can be of any length
 CLOSED_PIPE = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
@@ -59,8 +59,7 @@ def describe_error(error: Exception) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run `main` and turn exceptions into one line on stderr and an exit code: 2 for [`UsageError`], 130 for Ctrl-C,
     141 where the reader of the output has gone, 1 for any other exception. `VIT_MNIST_DEBUG=1` shows the traceback
-    instead. Of the processes of a launcher, the first one reports what stops them all; another one, what stops it
-    alone."""
+    instead. If all processes of a launcher raise the same error, only the first one reports it."""
     is_first = int(os.environ.get("RANK", 0)) == 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that the console's encoding lacks are escaped

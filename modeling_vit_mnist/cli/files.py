@@ -43,7 +43,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until a folder and all in it are on the disk. Together, the files take a third of the time."""
+    """Wait until a folder and all in it are on the disk. In parallel, this takes a third of the time."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(sync, [folder, *folder.rglob("*")]))
 
@@ -51,9 +51,7 @@ def sync_all(folder: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success, rename it to `path` atomically. On an error, `path` is
-    unchanged.
-
-    The temporary name has the suffix of `path`, for writers that choose a format by it."""
+    unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _temporary(path)
     try:

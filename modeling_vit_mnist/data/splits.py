@@ -29,7 +29,7 @@ MAX_STREAMED_VALIDATION = 5_000
 # files of their labels.
 MNIST_MD5 = {"train": "6bbc9ace898e44ae57da46a324031adb", "test": "2646ac647ad5339dbf082846283269ea"}
 MNIST_LABELS_MD5 = {"train": "a25bea736e30d166cdddb491f175f624", "test": "27ae3e4e09519cfbb04c329615203637"}
-# Of a stream, the number of images is compared, and the MD5 of the first ones and their labels.
+# A stream is recognized by its number of images, and the MD5 of the first ones and their labels.
 MNIST_SIZE = {"train": 60_000, "test": 10_000}
 MNIST_START = 1000
 MNIST_START_MD5 = {"train": "603010c9a92bc2d898634e8fbe60aedf", "test": "f2651a0ef751317d89c42a0f94ade8cf"}
@@ -56,7 +56,7 @@ def load_images(
     streams, names, held_out = open_splits(args, plain, splits)
     wanted = {*splits, *(["train"] if held_out else [])}
     loaded = {name: stream.take() for name, stream in streams.items() if name in wanted}
-    # By all splits: results on others than MNIST's test images are none on MNIST.
+    # All loaded splits must be MNIST's: results on other test images are not results on MNIST.
     is_mnist = "test" not in held_out and all(_is_mnist(name, loaded[name]) for name in loaded)
     for name, dataset in loaded.items():
         images = dataset.images

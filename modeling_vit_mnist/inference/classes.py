@@ -36,9 +36,8 @@ def match_classes(dataset_names: list[str], model_names: list[str]) -> tuple[tor
 
 @dataclass
 class Tally:
-    """Counts of predicted images, which add up: all, without a digit, rejected, correct, and those of each class that
-    the model does not have. With `is_selective`, images without a prediction are no errors, and not among the
-    unknown."""
+    """Counts of predicted images: all, without a digit, rejected, correct, and, in `unknown`, those of each class that
+    the model does not have. With `is_selective`, images without a prediction count neither as wrong nor as unknown."""
 
     images: int = 0
     without_digit: int = 0

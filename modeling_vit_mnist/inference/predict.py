@@ -255,7 +255,7 @@ def with_rows(chunks: Iterable[ImageDataset], numbers: torch.Tensor, names: list
 
 
 def is_long(batches: Batches) -> tuple[bool, Batches]:
-    """Whether there are more than [`QUIET_BEYOND`] images, and all of them: of a stream, so many are read first."""
+    """Whether there are more than [`QUIET_BEYOND`] images, and all batches. A stream is read only as far as needed."""
     batches, first, total = iter(batches), [], 0
     while total <= QUIET_BEYOND and (batch := next(batches, None)) is not None:
         first.append(batch)
@@ -332,7 +332,7 @@ def writing_table(path: Path) -> Iterator[Callable[[list[dict]], None]]:
 
 
 def to_arrow(rows: list[dict], columns: list[str]) -> Any:
-    """The rows as a `pyarrow.Table`. Of rows that are all null in a column, the type could not be inferred."""
+    """The rows as a `pyarrow.Table`. Its types are given: that of a column of nulls cannot be inferred."""
     import pyarrow
 
     text, number, integer = pyarrow.string(), pyarrow.float64(), pyarrow.int64()

@@ -66,7 +66,7 @@ def write_report(subject: Subject, folder: Path) -> None:
     finished run, or the images of the split cannot be loaded."""
     run, results = read_run(Path(subject.args.model))
     check_writable(folder)
-    if subject.dataset.source == SAMPLE.name:  # by its name, it is loaded again without a word on the Hub
+    if subject.dataset.source == SAMPLE.name:  # named, it is loaded without another warning about the Hub
         subject.data_args = replace(subject.data_args, dataset_name=str(SAMPLE))
     body = [_summary(subject, results), _heading("Results"), _table(_results(results))]
     body += [_heading("Recipe"), *(_details(part, run[part]) for part in run if run[part])]

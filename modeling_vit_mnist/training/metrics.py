@@ -63,7 +63,7 @@ class VitMnistMetric(evaluate.Metric):
 
 
 def _check(predictions: np.ndarray, references: np.ndarray) -> None:
-    """Raise `ValueError` for values that the metrics would count as a class without a word."""
+    """Raise `ValueError` for values that the metrics would silently count as a class."""
     num_classes = np.inf
     if predictions.ndim == 2:
         num_classes = predictions.shape[1]
