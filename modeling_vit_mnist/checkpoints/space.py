@@ -55,9 +55,10 @@ def space_files(table: str) -> list[str]:
     return [*page, "README.md", LICENSE, *copies]
 
 
-def export_space(folder: Path, names: Collection[str] = ()) -> list[str]:
-    """Write the page with checkpoints, folders or Hub ids, by default the bundled ones. Returns a sentence for each
-    setting that the page ignores. Raises [`UsageError`] for a checkpoint that the page cannot compute."""
+def export_space(folder: Path, names: Collection[str]) -> list[str]:
+    """Write the page with checkpoints, folders or Hub ids, or with the bundled ones if there are no `names`. Returns a
+    sentence for each setting that the page ignores. Raises [`UsageError`] for a checkpoint that the page cannot
+    compute."""
     if not (PAGE / "index.html").is_file():
         raise UsageError(f"The page is missing: no folder {PAGE}.")
     names = names or [str(path) for path in map(asset, BUNDLED) if path.is_dir()]

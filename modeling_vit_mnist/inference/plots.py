@@ -125,15 +125,12 @@ def plot_framing(
             line[3].set_xlabel(below, **style.small | ({"color": style.red} if found.problem else {}))
 
 
-def plot_failures(
-    parts: dict[str, list[tuple[str, PIL.Image.Image, torch.Tensor, str, str]]], path: Path, caption: str = "",
-    style: Style = LIGHT,
-) -> None:  # fmt: skip
+def plot_failures(parts: dict[str, list[tuple[str, PIL.Image.Image, torch.Tensor, str, str]]], path: Path) -> None:
     """Wrong answers in parts with a title each: the name of a picture, itself, its frame of shape `(height, width)`,
     what is wrong, and how sure the model was."""
     columns = 3
     lines = [max(1, math.ceil(len(rows) / columns)) for rows in parts.values()]
-    with style.figure(path, 2.4 * columns, 1.65 * sum(lines) + 0.4 * len(parts), caption) as figure:
+    with LIGHT.figure(path, 2.4 * columns, 1.65 * sum(lines) + 0.4 * len(parts)) as figure:
         subfigures = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=[count + 0.25 for count in lines])
         for subfigure, count, (title, rows) in zip(subfigures[:, 0], lines, parts.items(), strict=True):
             subfigure.suptitle(printable(title))
@@ -142,8 +139,8 @@ def plot_failures(
                 axis.set_axis_off()
             for index, (name, picture, frame, text, confidence) in enumerate(rows):
                 given, framed = axes[2 * index : 2 * index + 2]
-                style.show_in_square(given, picture)
-                style.show(framed, frame)
-                given.set_xlabel(shorten(name, 18), **style.small)
-                framed.set_title(printable(text), color=style.red, fontsize=9, pad=3)
-                framed.set_xlabel(confidence, **style.small)
+                LIGHT.show_in_square(given, picture)
+                LIGHT.show(framed, frame)
+                given.set_xlabel(shorten(name, 18), **LIGHT.small)
+                framed.set_title(printable(text), color=LIGHT.red, fontsize=9, pad=3)
+                framed.set_xlabel(confidence, **LIGHT.small)

@@ -76,17 +76,17 @@ def _check(predictions: np.ndarray, references: np.ndarray) -> None:
             raise ValueError(f"{name} must be classes {limit}, got {outside[0]}.")
 
 
-def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over bins of equal width, weighted by the fraction of images in each
-    (Guo et al., 2017, https://arxiv.org/abs/1706.04599). 0 is perfect calibration.
+def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
+    """Mean gap between confidence and accuracy over 15 bins of equal width, each open below and closed above, weighted
+    by the fraction of images in each (Guo et al., 2017, https://arxiv.org/abs/1706.04599). 0 is perfect calibration.
 
     Args:
         probabilities (`np.ndarray` of shape `(n, classes)`): Rows that sum to 1.
         references (`np.ndarray` of shape `(n,)`): Integer classes.
-        bins (`int`): Number of bins, each open below and closed above.
     """
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == references
+    bins = 15
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     # In a bin, (fraction of images) * |accuracy - confidence| is |sum of (correct - confidence)| / n.
-    return float(np.abs(np.bincount(which, weights=correct - confidence, minlength=bins)).sum() / len(correct))
+    return float(np.abs(np.bincount(which, weights=correct - confidence)).sum() / len(correct))
