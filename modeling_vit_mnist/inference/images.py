@@ -83,7 +83,7 @@ def read_images(
         if gray is None:
             continue
         framing = Framing(gray)
-        if frames(processor):
+        if uses_framing(processor):
             framing = processor.frame(gray, processor.size["height"])
             image = deskew(framing.image) if processor.do_deskew else framing.image
             images.append(torch.tensor(image)[None])
@@ -101,7 +101,7 @@ def read_images(
     return torch.cat(images), read, found
 
 
-def frames(processor: VitMnistImageProcessor) -> bool:
+def uses_framing(processor: VitMnistImageProcessor) -> bool:
     """Whether a processor finds the digit by itself, which inverting and centering replace."""
     return bool(processor.do_frame and not (processor.do_invert or processor.do_center))
 
@@ -109,7 +109,7 @@ def frames(processor: VitMnistImageProcessor) -> bool:
 def lack_digit(images: torch.Tensor, processor: VitMnistImageProcessor) -> torch.Tensor:
     """In which of the framed images, of shape `(n, height, width)`, no digit was found: a bool tensor of shape `(n,)`.
     Framing makes them black."""
-    return (images.flatten(1).amax(1) == 0) & frames(processor)
+    return (images.flatten(1).amax(1) == 0) & uses_framing(processor)
 
 
 def report_blank_images(images: torch.Tensor, files: list[Path], processor: VitMnistImageProcessor) -> None:

@@ -25,7 +25,7 @@ from ..image_processing_vit_mnist import VitMnistImageProcessor
 from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import QUIET_BEYOND, InferenceArguments
 from .classes import Tally, class_names, match_classes
-from .images import find_images, frames, lack_digit, read_images, report_blank_images
+from .images import find_images, lack_digit, read_images, report_blank_images, uses_framing
 from .record import warn_of_other_split
 
 GRID_IMAGES = 100
@@ -97,7 +97,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
     batches: Batches
     if files:
         images, files, found = read_images(files, processor, data_args.skip_bad_images)
-        if not frames(processor):
+        if not uses_framing(processor):
             report_blank_images(images, files, processor)
         # A name with bytes that are not UTF-8 is written with escapes.
         named = [{"image": str(file).encode("utf-8", "backslashreplace").decode()} for file in files]

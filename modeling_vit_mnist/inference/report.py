@@ -15,7 +15,7 @@ from ..checkpoints.folder import REPORT_FILE
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, write_text
 from ..data.sources import SAMPLE
-from .images import frames
+from .images import uses_framing
 from .record import other_split
 from .subject import Subject
 from .visualize import VIEWS
@@ -72,7 +72,7 @@ def write_report(subject: Subject, folder: Path) -> None:
     body += [_heading("Recipe"), *(_details(part, run[part]) for part in run if run[part])]
     body += [_heading("Environment"), _table(results.get("versions", {}) | {"device": results.get("device", "-")})]
     for view, (title, kind, alternative) in FIGURES.items():
-        if view == "framing" and not frames(subject.processor):
+        if view == "framing" and not uses_framing(subject.processor):
             continue
         body += [_heading(title), _figure(subject, view, kind, alternative)]
     write_text(folder / REPORT_FILE, PAGE.format(title=html.escape(printable(subject.name)), body="\n".join(body)))

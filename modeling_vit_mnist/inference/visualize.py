@@ -20,7 +20,7 @@ from .analysis import attention_rollout, calibration, position_similarity
 from .architecture import parameter_table, stage_shapes
 from .arguments import MAX_FRAMED
 from .classes import describe_accuracy
-from .images import find_images, frames, read_images
+from .images import find_images, read_images, uses_framing
 from .plots_architecture import plot_architecture
 from .predict import check_output
 from .subject import Subject
@@ -202,7 +202,7 @@ def view_framing(subject: Subject) -> None:
     caption = f"Framed by the processor of {subject.name}."
     check_output(subject.path("framing"), files)
     processor = copy.copy(subject.processor)
-    if not frames(processor):
+    if not uses_framing(processor):
         raise UsageError(f"{args.model} does not frame images (do_frame is off): choose another --model.")
     processor.max_pixels = data_args.max_pixels
     if files:
