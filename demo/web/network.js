@@ -373,7 +373,7 @@ async function copyLink() {
   }
 }
 
-function say(problems) {
+function report(problems) {
   find("problem").textContent = problems.join(" ");
   find("problem").hidden = problems.length === 0;
 }
@@ -439,7 +439,7 @@ async function openLink() {
     break;
   }
   checkModel();
-  say(problems);
+  report(problems);
 }
 
 async function chooseModel(name) {
@@ -447,11 +447,11 @@ async function chooseModel(name) {
   const { network, problem } = await tryNetwork(name);
   if (load !== loads) return;
   if (problem) {
-    say([problem, state.model ? `The page still shows ${state.model}.` : "Choose another one."]);
+    report([problem, state.model ? `The page still shows ${state.model}.` : "Choose another one."]);
   } else {
     useNetwork(name, network);
     goTo(state.step, false);
-    say([]);
+    report([]);
   }
   checkModel();
 }
@@ -467,7 +467,7 @@ find("examples").append(
     button.addEventListener("click", () => {
       setDrawing(exampleDrawing(i));
       if (!state.network) return;
-      say([]);
+      report([]);
       updateLink();
     });
     return button;
