@@ -135,10 +135,9 @@ def print_table(digits: dict[str, np.ndarray], others: dict[str, np.ndarray], th
             f"{roc_auc_score([1] * len(digit) + [0] * len(scores), [*digit, *scores]):.3f}" if name in others else ""
             for digit in digits.values()
         ]
-        shares = [scores == LOWEST, scores < (np.nan if threshold is None else threshold)]
-        cells = [f"{100 * share.mean():.1f}" for share in shares]
-        cells[1] = "" if threshold is None else cells[1]
-        print(f"| {name} | {len(scores):,} | {' | '.join([*areas, *cells])} |")
+        not_found = f"{100 * (scores == LOWEST).mean():.1f}"
+        rejected = "" if threshold is None else f"{100 * (scores < threshold).mean():.1f}"
+        print(f"| {name} | {len(scores):,} | {' | '.join([*areas, not_found, rejected])} |")
 
 
 def main() -> None:
