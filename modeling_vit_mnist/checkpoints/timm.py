@@ -50,7 +50,7 @@ OWN_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items()
     "swish": "silu", "hardswish": "hardswish",
 }  # fmt: skip
 LAYER_NORM_EPS = 1e-6  # of timm's LayerNorm, and the default here. No argument of a saved model changes it.
-# Arguments that change the network, and the value with which it is ours.
+# Arguments that change the network, and the values that our network has.
 FIXED = {
     "global_pool": "token", "class_token": True, "pos_embed": "learn", "no_embed_class": False, "reg_tokens": 0,
     "pre_norm": False, "final_norm": True, "fc_norm": False, "pool_include_prefix": False, "qk_norm": False,

@@ -46,7 +46,7 @@ FISHER_STREAM_IMAGES = 10_000  # a stream has no indices: the Fisher matrix is m
 
 class VitMnistTrainer(Trainer):
     """`Trainer` with plain Adam and the natural gradient. It stops at the first number that is not finite, and writes
-    checkpoints whole. Its last two methods save a tenth of a step."""
+    checkpoints whole. Its last two methods are overridden for speed: a step takes a tenth less time."""
 
     run: dict[str, Any] | None = None  # the record of the run, for its checkpoints
     saving_to: Path | None = None  # the checkpoint that is being written
