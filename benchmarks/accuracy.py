@@ -26,11 +26,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = ("training", "seed")
 
 
+def refuse_existing(folder: Path) -> None:
+    """A run that is there already would be shown again, or resumed, with a wrong time."""
+    if folder.exists():
+        raise UsageError(f"{folder} exists: choose another --keep.")
+
+
 def run(seed: int, folder: Path, flags: list[str]) -> dict:
     """The results of one training run, and the wall-clock seconds of its whole process."""
     command = [sys.executable, str(ROOT / "run_train.py"), "--seed", str(seed), "--output_dir", str(folder), *flags]
-    if folder.exists():  # a run that is there already would be shown again, or resumed, with a wrong time
-        raise UsageError(f"{folder} exists: choose another --keep.")
+    refuse_existing(folder)
     started = time.perf_counter()
     if code := subprocess.run(command, stdout=sys.stderr).returncode:
         raise ChildProcessError(f"The run of seed {seed} failed with exit code {code}.")
@@ -67,8 +72,10 @@ def main() -> None:
 
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in args.seeds:
-            folder = (args.keep or Path(scratch)) / f"seed-{seed}"
+        folders = {seed: (args.keep or Path(scratch)) / f"seed-{seed}" for seed in args.seeds}
+        for folder in folders.values():
+            refuse_existing(folder)
+        for seed, folder in folders.items():
             results.append(run(seed, folder, flags))
             if recorded and (names := differences(read_run(folder)[0], recorded)):
                 raise UsageError(

@@ -29,11 +29,12 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 from handwriting import NONE, read_samples
-from report import positive
+from report import not_negative, positive
 from sklearn.metrics import roc_auc_score
 
 from modeling_vit_mnist import VitMnistImageProcessor, digit_score
 from modeling_vit_mnist.checkpoints.folder import load_checkpoint
+from modeling_vit_mnist.checkpoints.record import warn_of_other_split
 from modeling_vit_mnist.cli.errors import UsageError, printable, run_script
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.splits import load_images
@@ -112,11 +113,6 @@ def draw_paper(draw: np.random.Generator) -> PIL.Image.Image:
     return PIL.Image.fromarray((levels + draw.normal(0, draw.uniform(0.5, 4), levels.shape)).clip(0, 255).astype("u1"))
 
 
-def read_split(name: str | None, split: str) -> np.ndarray:
-    """The images of a split of a dataset, of shape `(n, 28, 28)`, uint8."""
-    return load_images(DataArguments(dataset_name=name), VitMnistImageProcessor(), [split])[split].images.numpy()
-
-
 def score(model, processor: VitMnistImageProcessor, frames: torch.Tensor) -> np.ndarray:
     """Digit scores of images of shape `(n, height, width)` as framing returns them."""
     scores = digit_score(predict(model, processor, frames)).numpy()
@@ -148,36 +144,40 @@ def main() -> None:
     parser.add_argument("--fashion", help="Folder or Hub id of Fashion-MNIST.")
     parser.add_argument("--handwriting", type=Path, help="Folder of digits that people wrote.")
     parser.add_argument("--samples", type=positive, default=1000, help="Images of each kind that is no digit.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the images that are drawn.")
+    parser.add_argument("--seed", type=not_negative, default=0, help="Of the images that are drawn.")
     args = parser.parse_args()
     if args.handwriting and not args.handwriting.is_dir():
         raise UsageError(f"{args.handwriting} is no folder.")
-    mnist = read_split(args.dataset_name, args.split)
+    data_args = DataArguments(dataset_name=args.dataset_name)
+    mnist = load_images(data_args, VitMnistImageProcessor(), [args.split])[args.split]
+    digits = mnist.images.numpy()
     kinds: dict[str, Callable[[np.random.Generator], PIL.Image.Image]] = {
         "printed letters": draw_letter, "scribbles": draw_scribble,
-        "two digits": lambda draw: join_digits(mnist, draw), "blank paper": draw_paper,
+        "two digits": lambda draw: join_digits(digits, draw), "blank paper": draw_paper,
     }  # fmt: skip
     pictures = {}
     for number, (kind, make) in enumerate(kinds.items()):
         draw = np.random.default_rng([args.seed, number])
         pictures[kind] = [make(draw) for _ in range(args.samples)]
     if args.fashion:
-        fashion = read_split(args.fashion, args.split)[: args.samples]
-        pictures = {"Fashion-MNIST": [*map(PIL.Image.fromarray, fashion)]} | pictures
+        fashion = load_images(DataArguments(dataset_name=args.fashion), VitMnistImageProcessor(), [args.split])
+        images = fashion[args.split].images[: args.samples].numpy()
+        pictures = {"Fashion-MNIST": [*map(PIL.Image.fromarray, images)]} | pictures
     for name in args.model:
         model, processor = load_checkpoint(name)
+        warn_of_other_split(name, args.split, mnist, data_args)
         model.to(choose_device())
         processor.do_frame, processor.do_invert, processor.do_center = True, False, False
-        digits = {"MNIST": score(model, processor, processor.to_grayscale([*mnist]))}
+        scores = {"MNIST": score(model, processor, processor.to_grayscale([*digits]))}
         if args.handwriting:
             samples = read_samples(args.handwriting, class_names(model))
             files = [sample.file for sample in samples if sample.label != NONE]
-            digits["people's digits"] = score(model, processor, read_images(files, processor, False)[0])
+            scores["people's digits"] = score(model, processor, read_images(files, processor, False)[0])
         others = {kind: score(model, processor, processor.to_grayscale(images)) for kind, images in pictures.items()}
         threshold = model.config.digit_score_threshold
         shown = "" if threshold is None else f", digit_score_threshold {threshold:g}"
         print(f"{printable(Path(name).name)}, {args.split} split{shown}\n")
-        print_table(digits, others, threshold)
+        print_table(scores, others, threshold)
         print()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageFilter
-from report import positive
+from report import not_negative, positive
 from tqdm.auto import tqdm
 
 from modeling_vit_mnist import VitMnistImageProcessor
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--num_images", type=positive, default=100, help="Images of each kind. Default: 100.")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="Default: all.")
     parser.add_argument("--dataset_name", help="Folder or Hub id. Default: $VIT_MNIST_DATASET.")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=not_negative, default=0)
     args = parser.parse_args()
     if args.folder.exists():
         raise UsageError(f"{args.folder} exists: choose a new folder.")

@@ -10,11 +10,15 @@ from importlib.metadata import version
 VERSIONED = ("torch", "transformers", "datasets", "accelerate")
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1, for `argparse`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+def not_negative(text: str, least: int = 0) -> int:
+    """An integer of at least `least`, for `argparse`."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
     return int(text)
+
+
+def positive(text: str) -> int:
+    return not_negative(text, least=1)
 
 
 def describe_machine() -> str:

@@ -9,6 +9,7 @@ image processor, as any image of a user does. Pass the dataset by --dataset_name
 """
 
 import argparse
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from report import positive
 
 from modeling_vit_mnist.checkpoints.card import add_measurement, read_run
 from modeling_vit_mnist.checkpoints.folder import DEFAULT_MODEL, load_checkpoint
+from modeling_vit_mnist.checkpoints.record import other_split, read_run_parts
 from modeling_vit_mnist.cli.errors import UsageError, run_script
 from modeling_vit_mnist.data.arguments import DataArguments
 from modeling_vit_mnist.data.augmentation import warp_images
@@ -26,6 +28,8 @@ from modeling_vit_mnist.image_processing_vit_mnist import VitMnistImageProcessor
 from modeling_vit_mnist.inference.classes import class_names, describe_accuracy, match_classes
 from modeling_vit_mnist.inference.images import lack_digit
 from modeling_vit_mnist.inference.predict import predict
+
+logger = logging.getLogger(__name__)
 
 SEED = 0
 
@@ -79,11 +83,17 @@ def main() -> None:
     )
     parser.add_argument("--record", action="store_true", help="Write the result to the folder and its card.")
     args = parser.parse_args()
-    if args.record:
-        read_run(Path(args.model))  # raises without a finished run to record it for
+    results = read_run(Path(args.model))[1] if args.record else None  # raises without a finished run
     model, processor = load_checkpoint(args.model)
     plain = VitMnistImageProcessor(size=processor.size)
-    test = load_images(DataArguments(dataset_name=args.dataset_name), plain, ["test"])["test"].take(args.num_images)
+    data_args = DataArguments(dataset_name=args.dataset_name)
+    test = load_images(data_args, plain, ["test"])["test"]
+    reason = other_split(read_run_parts(Path(args.model)), "test", test, data_args)
+    if results and (reason or test.source != results["dataset"]):
+        raise UsageError(f"Not to be recorded: {args.model} was tested on {results['dataset']}, on other images.")
+    if reason:
+        logger.warning("Some test images may be training images of %s: %s.", args.model, reason)
+    test = test.take(args.num_images)
     images = test.images.float() / 255
 
     numbers, names = match_classes(test.names, class_names(model))

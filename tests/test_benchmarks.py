@@ -116,6 +116,8 @@ def test_accuracy_measures_new_runs_that_succeed(tmp_path, monkeypatch):
         ("inference", ["--rounds", "-1"], "must be an integer of at least 1, got '-1'"),
         ("robustness", ["--record", "--model", "{folder}"], "holds no finished run"),
         ("no_digit", ["--handwriting", "/nowhere"], "/nowhere is no folder"),
+        ("robustness", ["--record", "--dataset_name", str(SAMPLE)], "Not to be recorded: "),
+        ("no_digit", ["--seed", "-1"], "must be an integer of at least 0, got '-1'"),
         ("no_digit", ["--samples", "0"], "must be an integer of at least 1, got '0'"),
         ("no_digit", ["--fashion", "/nowhere", "--dataset_name", str(SAMPLE)], "No dataset folder '/nowhere'"),
         ("handwriting", ["/nowhere"], "/nowhere is no folder"),

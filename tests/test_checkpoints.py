@@ -528,6 +528,19 @@ def test_card_of_the_bundled_sample_names_it(saved):
     assert card.fill_eval_results(results) == {}
 
 
+def test_card_says_where_the_splits_are_from_and_what_was_fine_tuned(saved):
+    run = describe(saved[0])
+    text = " ".join(card.fill_card(run, RESULTS).split())
+    assert "validation images taken from the training split" in text and "on the test split of ylecun/mnist" in text
+    assert "base_model" not in text and "It was trained on single digits" in text
+    run["model"]["fine_tuned_from"] = "me/start"
+    other = card.fill_card(run, RESULTS | {"dataset": "own", "held_out": ["test"]})
+    assert yaml.safe_load(other.split("---\n", 2)[1])["base_model"] == "me/start"
+    other = " ".join(other.split())
+    assert "images of the validation split" in other and "images held out of the train split of own" in other
+    assert "fine-tuned from me/start" in other and "It was fine-tuned on images like those of own only." in other
+
+
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "them/fashion_mnist"])
 def test_card_of_other_images_does_not_mention_digits(saved, dataset):
     """A folder that is neither MNIST nor the sample, and a Hub id that is not MNIST's."""

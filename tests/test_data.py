@@ -169,6 +169,24 @@ def test_a_validation_split_of_its_own_is_used(few, tmp_path):
     assert [len(digits[name]) for name in ("train", "validation", "test")] == [40, 7, 20]
 
 
+def test_a_size_of_a_validation_split_that_exists_is_named(few, tmp_path, caplog):
+    raw = as_dataset(few)
+    raw["validation"] = raw["test"].select(range(7))
+    raw.save_to_disk(str(tmp_path))
+    load(tmp_path, validation_size=0.5)
+    assert "has a validation split: --validation_size has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("shared", [0, 3])
+def test_images_of_train_in_other_splits_are_counted(shared, tmp_path, caplog):
+    labels, feature = [0, 1] * 10, datasets.ClassLabel(names=["a", "b"])
+    train, test = labeled(labels, feature), labeled(labels, feature, start=20 - shared)
+    datasets.DatasetDict(train=train, test=test).save_to_disk(str(tmp_path))
+    load(tmp_path)
+    assert (f"{shared} images of the test split are in the train split, too." in caplog.text) == bool(shared)
+    assert "validation split are in" not in caplog.text
+
+
 def test_without_a_test_split_a_sixth_of_train_is_held_out(few, tmp_path, caplog):
     datasets.concatenate_datasets(list(as_dataset(few).values())).save_to_disk(str(tmp_path))
     digits, _ = both_ways(tmp_path, validation_size=10)

@@ -16,7 +16,7 @@ from modeling_vit_mnist.training.refusals import REFUSED
 from modeling_vit_mnist.training.train import train
 from modeling_vit_mnist.training.trainer import VitMnistTrainer
 
-from .conftest import QUICK, ROOT, arguments
+from .conftest import QUICK, ROOT, TINY, arguments
 
 CONFIGS = ROOT / "configs"
 TINY_WARPS = {"max_translate": 1, "max_rotation": 8, "max_scale_jitter": 0.08, "max_shear": 6, "augment_until": 0.9}
@@ -276,6 +276,10 @@ OUT_OF_RANGE = {
         ("--lr_scheduler_type=warmup_stable_decay", "'num_decay_steps'"),
         ('--lr_scheduler_kwargs={"min_lr": NaN}', "--lr_scheduler_kwargs must be finite"),
         ('--lr_scheduler_kwargs={"power": 2}', "unexpected keyword argument 'power'"),
+        ('--lr_scheduler_kwargs={"min_lr_rate": 5}', "must lie in .0, 1., got {'min_lr_rate': 5}"),
+        ('--lr_scheduler_kwargs={"min_lr": "x"}', "with --lr_scheduler_kwargs"),
+        ("--do_train=no", "--do_train no is not supported: a run trains and evaluates"),
+        ("--do_eval=False", "--do_eval no is not supported"),
         ("--lr_scheduler_kwargs=5", "with --lr_scheduler_kwargs 5: "),
         ('--lr_scheduler_type=constant --lr_scheduler_kwargs={"min_lr":0}', "constant has no options"),
         ("--optim=galore_adamw", "for large networks"),
@@ -318,13 +322,32 @@ def test_what_training_cannot_obey_is_refused_before_the_work(flags, says, tmp_p
     ("variable", "value"),
     [
         ("USE_FSDP", "true"), ("USE_DEEPSPEED", "true"), ("USE_MEGATRON_LM", "1"), ("USE_PARALLELISM_CONFIG", "true"),
-        ("DYNAMO_BACKEND", "INDUCTOR"), ("MIXED_PRECISION", "fp8"),
+        ("DYNAMO_BACKEND", "INDUCTOR"), ("MIXED_PRECISION", "fp8"), ("GRADIENT_ACCUMULATION_STEPS", "2"),
     ],
 )  # fmt: skip
 def test_what_accelerate_is_asked_for_in_vain_is_refused(variable, value, tmp_path, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_{variable}", value)
     with pytest.raises(UsageError, match=f"ACCELERATE_{variable}={value} is not supported"):
         arguments(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--optim=adam", "--damping=5"], "--damping has no effect with --optim adam."),
+        (["--optim=sgd", "--adam_beta1=0.5"], "--adam_beta1 has no effect with --optim sgd."),
+        (
+            ["--lr_scheduler_type=constant", "--warmup_steps=5"],
+            "--warmup_steps has no effect with --lr_scheduler_type",
+        ),
+        (["--whiten_patches=yes", f"--model_name_or_path={TINY}"], "--whiten_patches has no effect with --model_name"),
+        (["--optim=adamw_torch", "--adam_beta1=0.5", "--warmup_steps=5"], None),
+        (["--optim=natural_gradient", "--damping=5", "--lr_scheduler_type=constant", "--warmup_steps=5"], None),
+    ],
+)
+def test_flags_without_effect_are_named(flags, says, tmp_path, caplog):
+    arguments(tmp_path / "run", *flags)
+    assert (says in caplog.text) if says else not caplog.text
 
 
 def test_the_precision_of_accelerate_is_recorded(tmp_path, monkeypatch):

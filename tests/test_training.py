@@ -169,13 +169,15 @@ def test_one_class_is_refused_before_training(tmp_path):
     [
         (["--load_best_model_at_end=no"], ", epoch 2, the last\n"),
         (["--metric_for_best_model=loss"], ", selected by loss\n"),
+        (["--eval_delay=9"], ", epoch 2, the last\n"),  # no evaluation, so nothing is selected
     ],
 )
 def test_what_selected_the_epoch_is_said(flags, says, tmp_path, capsys):
     train(*arguments(tmp_path / "run", "--recipe=configs/adam.yaml", "--num_train_epochs=2", *flags))
     out = capsys.readouterr().out
     assert says in out and "Best accuracy" not in out
-    assert ("  best\n" in out) == ("loss" in flags[0])
+    assert ("  best\n" in out) == ("=loss" in flags[0])
+    assert ("weights of the last step" in (tmp_path / "run" / "README.md").read_text()) == ("the last" in says)
 
 
 def test_the_best_epoch_on_validation_is_kept(finished):
@@ -499,6 +501,23 @@ def test_an_evaluation_is_reported_with_the_loss_of_the_steps_before_it(tmp_path
         (step, f"{losses[step]:.4f}") for step in (6, 12)
     ]
     assert set(losses) == {4, 6, 8, 12}
+
+
+def test_the_loss_of_an_evaluation_is_that_of_all_steps_before_it(tmp_path, capsys):
+    train(*arguments(tmp_path, "--num_train_epochs=1", "--logging_strategy=steps", "--logging_steps=3"))
+    history = json.loads((tmp_path / "history.json").read_text())["log_history"]
+    (third, fourth) = (entry["loss"] for entry in history if "loss" in entry)
+    assert f"  loss {(3 * third + fourth) / 4:.4f}  " in capsys.readouterr().out
+
+
+def test_fine_tuning_on_images_of_the_start_is_warned_of(tmp_path, caplog):
+    """The sample was taken from MNIST's train split, which the bundled checkpoints were trained on."""
+    flags = [f"--model_name_or_path={ROOT / 'vit-mnist-tiny'}", "--num_train_epochs=1"]
+    train(*arguments(tmp_path / "run", *flags))
+    for name in ("validation", "test"):
+        assert f"Some of the {name} images may be training images of" in caplog.text
+    card = " ".join((tmp_path / "run" / "README.md").read_text().split())
+    assert "**Fine-tuned on the bundled sample only**" in card and "fine-tuned from vit-mnist-tiny," in card
 
 
 def test_the_lowest_accuracy_is_not_called_the_best(tmp_path, capsys):

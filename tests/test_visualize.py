@@ -584,6 +584,15 @@ def test_the_selected_epoch_is_marked(training, epoch, drawn, tmp_path):
     assert [text.get_text() for text in accuracy.texts] == [f"selected: {accuracies[epoch]:.2%}, epoch {epoch}"]
 
 
+@pytest.mark.parametrize(("best_epoch", "marked"), [(None, 2), (1, 1), (3, None)])
+def test_only_an_epoch_that_was_evaluated_is_marked_as_selected(best_epoch, marked, drawn, tmp_path):
+    """Trainer does not select the evaluation before the first step."""
+    history = [{"epoch": at, "eval_accuracy": value} for at, value in enumerate((0.9, 0.7, 0.8))]
+    plots_results.plot_training(history, tmp_path / "x", best_epoch=best_epoch)
+    shown = [text.get_text() for text in drawn[0].axes[1].texts]
+    assert shown == ([f"selected: {(0.9, 0.7, 0.8)[marked]:.2%}, epoch {marked}"] if marked else [])
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -125,10 +125,12 @@ def fill_card(run: dict[str, Any], results: dict[str, Any], measured: dict[str, 
         "task_type": "image-classification", "task_name": "Image Classification", "dataset_type": dataset,
         "dataset_name": "MNIST" if is_mnist else dataset, "dataset_split": "test",
     }  # fmt: skip
+    start = run["model"].get("fine_tuned_from")
     data = ModelCardData(
         language=None, license="mit" if is_mnist or is_sample else None, library_name="transformers",
         pipeline_tag="image-classification", tags=["vision", "vit", short, "tiny"],
         datasets=[dataset] if is_hub_id(dataset) else None, metrics=["accuracy", "f1"], model_name=f"vit-{short}",
+        base_model=start if is_hub_id(str(start)) else None,
         eval_results=[
             EvalResult(**task, metric_type=kind, metric_name=name, metric_value=round(value, 4))
             for kind, name, value in metrics
@@ -141,7 +143,7 @@ def fill_card(run: dict[str, Any], results: dict[str, Any], measured: dict[str, 
         "run": run | {"training": training},
         "results": results | {"dataset": table_cell(dataset)}, "measured": measured or {},
         "is_sample": is_sample, "is_mnist": is_mnist or is_sample, "model_name": table_cell(data.model_name),
-        "class_names": [table_cell(name) for name in labels],
+        "class_names": [table_cell(name) for name in labels], "started_from": table_cell(start),
     }  # fmt: skip
     card = ModelCard.from_template(data, str(asset("model_card.md")), **values)
     return str(card).rstrip("\n") + "\n"

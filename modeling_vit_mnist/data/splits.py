@@ -74,6 +74,7 @@ def load_images(
         loaded["train"], loaded["validation"] = _hold_out(loaded["train"], "validation", size, args)
     taken = {name: loaded[name].take(args.limit(name)) for name in splits}
     _warn_of_untrained_classes({name: dataset.labels.numpy() for name, dataset in taken.items()}, names)
+    _warn_of_shared_images(taken)
     return taken
 
 
@@ -140,6 +141,8 @@ def open_splits(
         if "train" not in raw:
             raise UsageError(f"{source} has no train split, only {', '.join(raw)}.")
         held_out = [split for split in ("test", "validation") if split not in raw]
+    if args.validation_size is not None and "validation" in raw:
+        logger.warning("%s has a validation split: --validation_size has no effect.", source)
     if "test" in held_out:
         logger.warning("%s has no test split: holding out a sixth of its train split.", source)
     used = {name: raw[name] for name in SPLITS if name in raw}
@@ -174,6 +177,17 @@ def _warn_of_untrained_classes(classes: dict[str, np.ndarray], names: list[str])
         if untrained.size:
             listed = ", ".join(names[number] for number in untrained)
             logger.warning("The classes %s of the %s split have no training images.", listed, split)
+
+
+def _warn_of_shared_images(splits: dict[str, ImageDataset]) -> None:
+    """Warn of images in other splits that are in `train`, if it is loaded, too. Black ones show nothing."""
+    contents = {
+        name: np.unique([hash(image.tobytes()) for image in split.images.numpy() if image.any()])
+        for name, split in splits.items() if "train" in splits
+    }  # fmt: skip
+    for name in contents.keys() - {"train"}:
+        if shared := np.isin(contents[name], contents["train"]).sum():
+            logger.warning("%d images of the %s split are in the train split, too.", shared, name)
 
 
 def _validation_size(total: int, args: DataArguments) -> int:

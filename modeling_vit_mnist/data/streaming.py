@@ -160,7 +160,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                     if self.skip_bad_images:
                         _, kept = decode_images(images, names, self.processor, True)
                     for index in kept:
-                        image_hash = hash_image(images[index], self.hash_seed)
+                        image_hash = hash_image(images[index], self.hash_seed, self.processor.max_pixels)
                         if image_hash is None:  # name it
                             decode_images([images[index]], [names[index]], self.processor, False)
                         hashes.append(image_hash or 0)
@@ -263,7 +263,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         low, high = self.hash_range
         inside = list(range(len(images)))
         if self.hash_range != ALL_HASHES:
-            inside = [index for index in inside if low <= (hash_image(images[index], self.hash_seed) or 0) < high]
+            hashes = [hash_image(image, self.hash_seed, self.processor.max_pixels) or 0 for image in images]
+            inside = [index for index in inside if low <= hashes[index] < high]
         image_names = [f"image {start + index} of {place}" for index in inside]
         chosen = [images[index] for index in inside]
         is_known = self.surveyed is not None  # the survey has warned of the images to skip
@@ -334,14 +335,14 @@ def open_stream(
     )  # fmt: skip
 
 
-def hash_image(image: Any, seed: int) -> int | None:
+def hash_image(image: Any, seed: int, max_pixels: int) -> int | None:
     """CRC-32 of an encoded image or an array, starting from `seed`; `None` if there is no image, or its file cannot be
     read."""
     if image is None:
         return None
     if isinstance(image, dict):
         try:
-            return zlib.crc32(read_encoded(image), seed)
+            return zlib.crc32(read_encoded(image, max_pixels), seed)
         except (OSError, ValueError):
             return None
     array = np.ascontiguousarray(image)

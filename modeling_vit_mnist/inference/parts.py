@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
+from ..checkpoints.record import warn_of_other_split
 from ..checkpoints.settings import BASE_FIELDS, UNUSED
 from ..cli.errors import UsageError, printable
 from ..cli.files import locked, replacing, write_text
@@ -46,7 +47,6 @@ from .predict import (
     to_arrow,
     with_rows,
 )
-from .record import warn_of_other_split
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def predict_parts(args: InferenceArguments, data_args: DataArguments) -> None:
     classifier = load_classifier(args, data_args.max_pixels)
     source = open_source(args, data_args, classifier.processor)
     if rank == 0:
-        warn_of_other_split(args, source, data_args)
+        warn_of_other_split(args.model, args.split, source, data_args)
     numbers, names = match_classes(source.names, classifier.names)
     if isinstance(source, ImageStream):
         num_parts, advice = source.num_parts, ": split its files, or leave out --streaming"

@@ -25,11 +25,13 @@ def _series(history: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plot_training(
-    history: list[dict], path: Path, caption: str = "", style: Style = LIGHT, run: dict[str, Any] | None = None
-) -> None:
+    history: list[dict], path: Path, caption: str = "", style: Style = LIGHT, run: dict[str, Any] | None = None,
+    best_epoch: float | None = None,
+) -> None:  # fmt: skip
     """Loss, accuracy and learning rate over the epochs of a run, from `log_history` of Trainer. Values that are `None`
     or not finite leave a gap. `run`, the content of `run.json`, adds the learning rate of each step with the warmup
-    enlarged, and the epoch in which augmentation ends."""
+    enlarged, and the epoch in which augmentation ends. `best_epoch` is that of the checkpoint, as `all_results.json`
+    says; by default, as the history says."""
     run = run or {}
     with style.figure(path, WIDTH, 7, caption) as figure:
         loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(1.15, 1, 1))
@@ -49,11 +51,12 @@ def plot_training(
         epochs, values = _series(history, "eval_accuracy")
         accuracy.plot(epochs, values, color=style.blue)
         if np.isfinite(values).any():
-            chosen = int(np.argmin(abs(epochs - _selected_epoch(history, run))))
-            accuracy.plot(epochs[chosen], values[chosen], "o", color=style.red, markersize=5, clip_on=False)
-            text = f"selected: {values[chosen]:.2%}, epoch {epochs[chosen]:g}"
-            box = {"facecolor": style.paper, "edgecolor": "none", "pad": 2}
-            accuracy.text(0.97, 0.07, text, transform=accuracy.transAxes, ha="right", color=style.red, bbox=box)
+            selected = _selected_epoch(history, run) if best_epoch is None else best_epoch
+            for chosen in np.flatnonzero(abs(epochs - selected) < 0.01):  # results are rounded to 0.01
+                accuracy.plot(epochs[chosen], values[chosen], "o", color=style.red, markersize=5, clip_on=False)
+                text = f"selected: {values[chosen]:.2%}, epoch {epochs[chosen]:g}"
+                box = {"facecolor": style.paper, "edgecolor": "none", "pad": 2}
+                accuracy.text(0.97, 0.07, text, transform=accuracy.transAxes, ha="right", color=style.red, bbox=box)
             low = np.nanquantile(values, 0.1) if len(values) > 20 else np.nanmin(values)
             accuracy.set_ylim(max(0, min(1, low) - 0.02), np.nanmax(values) + 0.01)
         accuracy.set_title("Validation accuracy", loc="left")
@@ -72,6 +75,7 @@ def _selected_epoch(history: list[dict], run: dict[str, Any]) -> float:
     training = run.get("training", {})
     if training.get("load_best_model_at_end") is False:
         return _last_epoch(history)
+    history = [entry for entry in history if entry.get("epoch")] or history  # not the evaluation before the first step
     epochs, values = _series(history, f"eval_{training.get('metric_for_best_model', 'accuracy')}")
     if not np.isfinite(values).any():
         epochs, values = _series(history, "eval_accuracy")

@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..checkpoints.folder import load_checkpoint
+from ..checkpoints.record import warn_of_other_split
 from ..cli.errors import UsageError, csv_cell, printable
 from ..cli.files import check_writable, replacing
 from ..data.arguments import DATASET_VARIABLE, DataArguments
@@ -26,7 +27,6 @@ from ..modeling_vit_mnist import VitMnistForImageClassification, digit_score
 from .arguments import QUIET_BEYOND, InferenceArguments
 from .classes import Tally, class_names, match_classes
 from .images import find_images, lack_digit, read_images, report_blank_images, uses_framing
-from .record import warn_of_other_split
 
 GRID_IMAGES = 100
 # Images, a row for each, and their labels, numbered as the model's classes; none for files.
@@ -105,7 +105,7 @@ def run_inference(args: InferenceArguments, data_args: DataArguments) -> None:
         batches, what = [(images, rows, torch.empty(0, dtype=torch.int64))], "images"
     else:
         source = open_split(args, data_args, processor)
-        warn_of_other_split(args, source, data_args)
+        warn_of_other_split(args.model, args.split, source, data_args)
         numbers, names = match_classes(source.names, names)
         batches = with_rows(source.chunks() if isinstance(source, ImageStream) else [source], numbers, names)
         what = printable(f"{args.split} images of {source.source}")

@@ -12,11 +12,11 @@ from typing import Any
 
 from ..checkpoints.card import read_run
 from ..checkpoints.folder import REPORT_FILE
+from ..checkpoints.record import other_split
 from ..cli.errors import UsageError, printable
 from ..cli.files import check_writable, write_text
 from ..data.sources import SAMPLE
 from .images import uses_framing
-from .record import other_split
 from .subject import Subject
 from .visualize import VIEWS
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.folder import load_checkpoint
+from ..checkpoints.folder import load_checkpoint, read_record
+from ..checkpoints.record import read_run_parts, warn_of_other_split
 from ..cli.errors import UsageError, printable
 from ..cli.inputs import read_text
 from ..data.arguments import DataArguments
@@ -20,7 +21,6 @@ from .arguments import VisualizeArguments
 from .classes import class_names, match_classes
 from .images import lack_digit
 from .predict import check_finite, choose_device, predict
-from .record import read_run_parts, warn_of_other_split
 from .style import DARK, LIGHT
 
 MEASURED = ("loss", "eval_loss", "eval_accuracy")  # what `history.json` holds of an epoch
@@ -65,7 +65,7 @@ class Subject:
         """The split."""
         dataset = load_images(self.data_args, self.processor, [self.args.split])[self.args.split]
         print(printable(f"Data: {len(dataset):,} {self.args.split} images of {dataset.source}"))
-        warn_of_other_split(self.args, dataset, self.data_args)
+        warn_of_other_split(self.args.model, self.args.split, dataset, self.data_args)
         return dataset
 
     @property
@@ -137,6 +137,15 @@ class Subject:
         if not has_values:
             raise UsageError(f"{problem} {record.name} has no loss and no accuracy.")
         return history
+
+    @property
+    def best_epoch(self) -> float | None:
+        """The epoch of the checkpoint, by `all_results.json`; `None` if there is none, or another program's."""
+        try:
+            epoch = read_record(Path(self.args.model, "all_results.json"))["best_epoch"]
+        except (UsageError, KeyError, TypeError):
+            return None
+        return epoch if isinstance(epoch, (int, float)) else None
 
     @cached_property
     def run(self) -> dict[str, dict]:

@@ -165,7 +165,7 @@ def view_training(subject: Subject) -> None:
     data = f", trained on {run['data'].get('source')}" if run else ""
     print(printable(f"Checkpoint: {subject.args.model}{data}"))
     target = subject.target("training", f"{subject.name}{data}.")
-    plots_results.plot_training(history, run=run, **target)
+    plots_results.plot_training(history, run=run, best_epoch=subject.best_epoch, **target)
 
 
 def view_mistakes(subject: Subject) -> None:

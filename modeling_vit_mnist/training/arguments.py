@@ -1,6 +1,7 @@
 """Arguments of a training run: network, data, augmentation, and transformers' `TrainingArguments`."""
 
 import dataclasses
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments
 from . import refusals
 from .refusals import METRICS, OWN_OPTIMIZERS
+
+logger = logging.getLogger(__name__)
 
 # Flags of Trainer that --help shows besides those with a default of ours.
 COMMON_FLAGS = ("bf16", "report_to", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
@@ -195,6 +198,15 @@ def parse_arguments(argv: list[str]) -> Arguments:
         _print_help(parser, recipe, path)
         sys.exit()
     model_args, data_args, augmentation, args, _ = parser.parse(argv, recipe)
+    values = recipe | {
+        name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if name in parser.given
+    }
+    for name in ("do_train", "do_eval"):
+        if values.get(name) is False:
+            raise UsageError(
+                f"--{name} no is not supported: a run trains and evaluates. To evaluate alone, use run_inference.py."
+            )
+    _warn_of_unused(parser.given, model_args, args)
     if data_args.streaming and (args.dataloader_drop_last or args.train_sampling_strategy != "random"):
         raise UsageError(
             "--streaming reads all images in a random order: drop --dataloader_drop_last and "
@@ -203,6 +215,24 @@ def parse_arguments(argv: list[str]) -> Arguments:
     if data_args.streaming and args.report:
         raise UsageError("--report reads the test split into memory: drop --report or --streaming.")
     return model_args, data_args, augmentation, args
+
+
+def _warn_of_unused(given: set[str], model_args: ModelArguments, args: VitMnistTrainingArguments) -> None:
+    """Name the flags that have no effect beside others."""
+    unused: dict[str, str] = {}
+    optim, schedule = (getattr(value, "value", value) for value in (args.optim, args.lr_scheduler_type))
+    if optim != "natural_gradient":
+        flags = ("damping", "final_damping", "fisher_update_interval", "fisher_batch_size")
+        unused |= dict.fromkeys(flags, f"--optim {optim}")
+        if schedule in ("constant", "reduce_lr_on_plateau", "greedy"):
+            unused["warmup_steps"] = f"--lr_scheduler_type {schedule}"
+    if optim in ("sgd", "rmsprop", "adagrad", "adafactor"):
+        unused |= dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), f"--optim {optim}")
+    if model_args.model_name_or_path:
+        unused["whiten_patches"] = "--model_name_or_path"
+    for name, other in unused.items():
+        if name in given:
+            logger.warning("--%s has no effect with %s.", name, other)
 
 
 def _print_help(parser: RecipeParser, recipe: dict[str, Any], path: Path) -> None:

@@ -83,6 +83,11 @@ def refuse_arguments(args: Any) -> None:
     for name, reason in REFUSED_VARIABLES.items():
         if (value := os.environ.get(f"ACCELERATE_{name}", "")).lower() not in ("", "no", "false", "0"):
             raise UsageError(f"ACCELERATE_{name}={value} is not supported: {reason}.")
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
+    if steps not in ("", "1", "auto", str(args.gradient_accumulation_steps)):
+        raise UsageError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps} is not supported: pass --gradient_accumulation_steps."
+        )
     if args.ddp_backend and "RANK" not in os.environ:
         raise UsageError("--ddp_backend needs several processes: start with accelerate launch or torchrun.")
 
@@ -107,7 +112,10 @@ def check_combinations(args: Any) -> None:
     optim, schedule = getattr(args.optim, "value", args.optim), SchedulerType(args.lr_scheduler_type).value
     sampling, obstacle = args.train_sampling_strategy, obstacle_to_compiling(args)
     natural, smoothing = optim == "natural_gradient", args.label_smoothing_factor
-    min_lr = args.lr_scheduler_kwargs.get("min_lr", 0) if isinstance(args.lr_scheduler_kwargs, dict) else 0
+    options = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+    numbers = {name: value for name, value in options.items() if isinstance(value, (int, float))}
+    min_lr = numbers.pop("min_lr", 0)
+    shares = {name: numbers[name] for name in ("min_lr_rate", "min_lr_ratio", "warmup_lr_rate") if name in numbers}
     steps, epochs, betas = args.max_steps, args.num_train_epochs, (args.adam_beta1, args.adam_beta2)
     wrong = {
         f"--max_steps must be positive, or -1 for --num_train_epochs, got {steps}": steps == 0 or steps < -1,
@@ -121,6 +129,7 @@ def check_combinations(args: Any) -> None:
         f"--optim {optim} cannot be combined with gradient checkpointing": natural and args.gradient_checkpointing,
         f"--lr_scheduler_type {schedule} has no options": args.lr_scheduler_kwargs and "constant" in schedule,
         f"min_lr must lie between 0 and --learning_rate, got {min_lr}": not 0 <= min_lr <= args.learning_rate,
+        f"Shares of --learning_rate must lie in [0, 1], got {shares}": not all(0 <= n <= 1 for n in shares.values()),
         f"--train_sampling_strategy {sampling} is for texts: use random": sampling not in ("random", "sequential"),
     }
     for message, is_so in wrong.items():

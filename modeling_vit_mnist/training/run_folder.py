@@ -75,7 +75,7 @@ def describe_run(
     network = json.loads(model.config.to_json_string())
     for name in ("auto_map", "transformers_version", "architectures", "dtype", "digit_score_threshold"):
         network.pop(name, None)
-    network["whiten_patches"] = model_args.whiten_patches
+    network["whiten_patches"] = model_args.whiten_patches and not model_args.model_name_or_path
     if model_args.model_name_or_path:  # a folder by its name alone, since the record is pushed to the Hub
         folder = Path(model_args.model_name_or_path)
         network["fine_tuned_from"] = folder.resolve().name if folder.is_dir() else model_args.model_name_or_path

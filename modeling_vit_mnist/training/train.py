@@ -22,6 +22,7 @@ from transformers import set_seed
 from ..checkpoints.card import describe_versions, fill_card, fill_eval_results
 from ..checkpoints.folder import load_checkpoint, save_checkpoint
 from ..checkpoints.hub import push
+from ..checkpoints.record import warn_of_other_split
 from ..cli.errors import UsageError, printable
 from ..cli.files import locked
 from ..configuration_vit_mnist import VitMnistConfig
@@ -191,6 +192,8 @@ def load_data(
                 logger.warning("%s is off: %s was trained with it.", name, model_args.model_name_or_path)
             setattr(processor, name, value)
     datasets: dict[str, Any] = (stream_images if data_args.streaming else load_images)(data_args, processor)
+    for name in ("validation", "test") if model_args.model_name_or_path else ():
+        warn_of_other_split(model_args.model_name_or_path, name, datasets[name], data_args, f"the {name}")
     is_mnist = datasets["train"].source in (DEFAULT_DATASET, SAMPLE.name)
     if model_args.do_frame is None and not model_args.model_name_or_path:
         processor.do_frame = is_mnist and processor.size["height"] == VitMnistConfig.image_size
@@ -250,6 +253,8 @@ def measure(trainer: VitMnistTrainer, datasets: dict[str, ImageDataset | ImageSt
         "parameters": trainer.model.num_parameters(),
         "epoch": round(epochs[state.global_step], 2),  # Trainer's num_train_epochs is rounded up
         "best_epoch": round(epochs[best_step], 2),
+        "is_selected": bool(selected),
+        "held_out": [name for name, split in datasets.items() if split.held_out],  # of the train split
         **{f"{name}_samples": len(split) for name, split in datasets.items()},
         "eval_loss": validation.metrics["eval_loss"],
         "eval_accuracy": validation.metrics["eval_accuracy"],
@@ -278,7 +283,7 @@ def describe_device(args: VitMnistTrainingArguments) -> str:
 def print_results(results: dict[str, Any], args: VitMnistTrainingArguments) -> None:
     """The facts that the original system printed at its end."""
     name, reason = "Accuracy", f", selected by {args.metric_for_best_model}"
-    if not args.load_best_model_at_end:
+    if not results.get("is_selected", args.load_best_model_at_end):  # older versions did not record it
         reason = ", the last"
     elif args.metric_for_best_model == "accuracy" and args.greater_is_better:
         name, reason = "Best accuracy", ""

@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
-from ..checkpoints.folder import read_record
 from ..cli.errors import UsageError
-from ..data.arguments import DataArguments
+from ..data.arguments import DEFAULT_DATASET, DataArguments
 from ..data.images import ImageDataset
+from ..data.sources import SAMPLE
 from ..data.streaming import ImageStream
-from .arguments import InferenceArguments, VisualizeArguments
+from .folder import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,11 @@ def read_run_parts(folder: Path) -> dict[str, dict]:
 def other_split(
     run: dict[str, dict], name: str, split: ImageDataset | ImageStream, args: DataArguments
 ) -> str | None:  # fmt: skip
-    """How the split `name` differs from the one that training took from the train split of the same dataset, by its
-    record `run`, so that it may hold training images. `None` if it does not, or was not taken."""
+    """Why the split `name` may hold images that a run, by its record `run`, was trained on: it is of the same dataset,
+    and training took another one from the train split, or it is of the sample. `None` if it does not."""
     data = run.get("data", {})
+    if data.get("source") == DEFAULT_DATASET and split.source == SAMPLE.name:
+        return "the sample was taken from MNIST's train split"
     if name == "train" or not split.held_out or data.get("source") != split.source:
         return None
     if bool(data.get("streaming")) != args.streaming:
@@ -42,8 +44,8 @@ def other_split(
 
 
 def warn_of_other_split(
-    args: InferenceArguments | VisualizeArguments, split: ImageDataset | ImageStream, data_args: DataArguments
+    model: str, name: str, split: ImageDataset | ImageStream, data_args: DataArguments, shown: str = "these"
 ) -> None:
-    """Warn if the split that the arguments name may hold images that the checkpoint was trained on."""
-    if difference := other_split(read_run_parts(Path(args.model)), args.split, split, data_args):
-        logger.warning("Some of these images may be training images of %s: %s.", args.model, difference)
+    """Warn if the split `name` may hold images that the checkpoint `model` was trained on."""
+    if reason := other_split(read_run_parts(Path(model)), name, split, data_args):
+        logger.warning("Some of %s images may be training images of %s: %s.", shown, model, reason)
