@@ -27,6 +27,10 @@ def crop(mask: np.ndarray) -> np.ndarray:
     return mask[top:bottom, left:right]
 
 
+def fills_image(mask: np.ndarray) -> bool:
+    return 10 * crop(mask).size >= 7 * mask.size
+
+
 def center_of_mass(gray: np.ndarray) -> tuple[float, float]:
     """Row and column."""
     mass = gray.astype(np.int64)

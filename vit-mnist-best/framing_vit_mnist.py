@@ -8,6 +8,7 @@ in the same order by the page in `demo/web/frame.js`, to the same pixels."""
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .morphology_vit_mnist import (
     darkness_around,
     drop_lines,
     enclose,
+    fills_image,
     find_runs,
     find_sheet,
     is_two_level,
@@ -34,8 +36,7 @@ from .morphology_vit_mnist import (
     unrepeat,
 )
 
-# MNIST's digits were scaled into 20x20 of the 28x28 pixels.
-MNIST_BOX = 20 / 28
+MNIST_BOX = 20 / 28  # MNIST's digits were scaled into 20x20 of the 28x28 pixels
 WORKING_SIDE = 384  # pixels of the longer side of the image in which the digit is searched
 LEAST_SIDE = 20  # of an image that is searched as it is
 MAGNIFIED_SIDE = 40  # pixels that a smaller one is magnified to
@@ -55,7 +56,14 @@ SHEET = 2.4  # a digit on a sheet may be less plausible than the sheet by so muc
 LEVELS = ((0.15, 0.75), (0.2, 0.5))  # thresholds in parts of the strongest ink; of small images, with soft strokes
 LEAST_CONTRAST = 16  # between paper and ink, of 255
 
-Candidate = tuple[float, bool, np.ndarray, np.ndarray]  # plausibility, is dark on light, ink, digit
+
+class Candidate(NamedTuple):
+    """What may be the digit, dark on light or light on dark, with its plausibility."""
+
+    score: float
+    dark: bool
+    ink: np.ndarray
+    digit: np.ndarray
 
 
 @dataclass
@@ -110,11 +118,11 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     candidates = [*candidates, *leave_out_lines(working, candidates)]
     if not candidates:
         return Framing(blank, "the image is blank")
-    score, dark, ink, digit = best = choose(candidates)
-    on_sheet = [candidate for candidate in look_on_sheet(working, digit, not dark) if candidate[0] > score - SHEET]
-    if on_sheet:
+    best = choose(candidates)
+    if on_sheet := [found for found in look_on_sheet(working, best) if found.score > best.score - SHEET]:
         candidates = [*on_sheet, *leave_out_lines(working, on_sheet)]
-        score, dark, ink, digit = best = choose(candidates)
+        best = choose(candidates)
+    ink, digit = best.ink, best.digit
     top, bottom, left, right = bounds(digit)
     length = max(bottom - top, right - left)
     if crop_again and factor > 1.5 and length < WORKING_SIDE / 4:
@@ -126,11 +134,11 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     mask = magnify(ink, digit, contrast, box * FINE)
     width = stroke_width(mask) / max(mask.shape)
     problem = _why_no_digit(best, contrast, width)
-    found = Framing(blank, problem, is_dark_on_light=dark, ink=ink, digit=digit, stroke_width=box * width)
+    found = Framing(blank, problem, is_dark_on_light=best.dark, ink=ink, digit=digit, stroke_width=box * width)
     if found.problem is None:
         found.image, found.plausibility = place(set_stroke_width(mask, STROKE), side, box), preference(best)
-        others = (part for score, _, its, part in candidates if score > PLAUSIBLE and its is ink)
-        found.has_others = any(2 * max(crop(part).shape) >= length for part in others if not (part & digit).any())
+        others = (other.digit for other in candidates if other.score > PLAUSIBLE and other.ink is ink)
+        found.has_others = any(2 * max(crop(other).shape) >= length for other in others if not (other & digit).any())
     return found
 
 
@@ -167,47 +175,41 @@ def find_candidates(
     levels = [max(level * strongest, noise) for level in LEVELS[is_small] if strongest >= LEAST_CONTRAST]
     masks = (mask for level in levels[: 1 if thickening else 2] for mask in find_digits(ink, ink > level))
     for digit in {mask.tobytes(): mask for mask in masks}.values():  # often the same for both levels
-        yield plausibility(gray, paper, ink, digit, levels[0], is_drawing), dark, ink, digit
+        yield Candidate(plausibility(gray, paper, ink, digit, levels[0], is_drawing), dark, ink, digit)
 
 
 def search_again(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[Candidate]:
     """Further candidates: thick strokes, if anything fills the image; pale ink in soft shadows and hairlines that have
     broken into pieces, if nothing is plausible."""
-    if any(fills_image(digit) for *_, digit in candidates) and not is_two_level(gray):
+    if any(fills_image(candidate.digit) for candidate in candidates) and not is_two_level(gray):
         thick = [candidate for dark in (True, False) for candidate in find_candidates(gray, dark, WIDE)]
         candidates = [*candidates, *thick]
         yield from thick
-    if any(score >= PLAUSIBLE for score, *_ in candidates):
+    if any(candidate.score >= PLAUSIBLE for candidate in candidates):
         return
-    strongest = max((int(ink.max()) for _, _, ink, _ in candidates), default=0)
+    strongest = max((int(candidate.ink.max()) for candidate in candidates), default=0)
     for dark in (True, False):
-        for candidate in find_candidates(gray, dark, NARROW):
-            _, _, ink, digit = candidate
+        for found in find_candidates(gray, dark, NARROW):
             # A dot wider than the window leaves a small cross, and a blur a weak one.
-            if 4 * max(crop(digit).shape) >= max(gray.shape) and 2 * int(ink.max()) >= strongest:
-                yield candidate
-        for score, _, ink, digit in find_candidates(gray, dark, thickening=THICKENING):
-            yield score - THICKENED, dark, ink, digit
-
-
-def fills_image(digit: np.ndarray) -> bool:
-    return 10 * crop(digit).size >= 7 * digit.size
+            if 4 * max(crop(found.digit).shape) >= max(gray.shape) and 2 * int(found.ink.max()) >= strongest:
+                yield found
+        for found in find_candidates(gray, dark, thickening=THICKENING):
+            yield found._replace(score=found.score - THICKENED)
 
 
 def preference(candidate: Candidate) -> float:
     """The plausibility of a candidate, and more if it fills the image: the paper between thick strokes is thin and
     clean like a digit. Below 0, it is taken for no digit."""
-    score, _, _, digit = candidate
-    return score + FILLING * max(float(digit.mean()) - 0.25, 0) if fills_image(digit) else score
+    filling = FILLING * max(float(candidate.digit.mean()) - 0.25, 0) if fills_image(candidate.digit) else 0
+    return candidate.score + filling
 
 
 def choose(candidates: list[Candidate]) -> Candidate:
     """The preferred one. If it is small, it may be a hole in a digit that fills the image: then that digit."""
     best = max(candidates, key=preference)
-    _, dark, _, digit = best
-    if 10 * max(crop(digit).shape) >= 3 * max(digit.shape):
+    if 10 * max(crop(best.digit).shape) >= 3 * max(best.digit.shape):
         return best
-    others = [other for other in candidates if other[1] != dark and fills_image(other[3])]
+    others = [other for other in candidates if other.dark != best.dark and fills_image(other.digit)]
     around = max(others, key=preference, default=best)
     return around if preference(around) > max(preference(best) - HOLE, 0) else best
 
@@ -219,17 +221,18 @@ def leave_out_lines(gray: np.ndarray, candidates: list[Candidate]) -> Iterator[C
     if max(gray.shape) < 64:
         return
     for dark in (True, False):
-        same = sorted((other for other in candidates if other[1] == dark), key=preference, reverse=True)
-        for rank, (score, _, ink, digit) in enumerate(same[:2]):
-            if score <= 0 or (rank == 1 and score > PLAUSIBLE) or (rest := drop_lines(digit)) is digit:
+        same = sorted((other for other in candidates if other.dark == dark), key=preference, reverse=True)
+        for rank, lined in enumerate(same[:2]):
+            is_plausible = lined.score > PLAUSIBLE
+            if lined.score <= 0 or (rank == 1 and is_plausible) or (rest := drop_lines(lined.digit)) is lined.digit:
                 continue
-            gone = digit & ~rest
-            if score > PLAUSIBLE:
-                yield score + LINED, dark, ink, rest
-            elif 5 * percentile(ink[gone], 75) >= 6 * percentile(ink[rest], 75):
+            gone = lined.digit & ~rest
+            if is_plausible:
+                yield lined._replace(score=lined.score + LINED, digit=rest)
+            elif 5 * percentile(lined.ink[gone], 75) >= 6 * percentile(lined.ink[rest], 75):
                 lines = (sliding_max(gone.astype(np.uint8), 3) > 0) & ~rest
                 for found in find_candidates(gray, dark, lines=lines):
-                    if found[0] > PLAUSIBLE and 2 * np.count_nonzero(found[3] & rest) > np.count_nonzero(rest):
+                    if found.score > PLAUSIBLE and 2 * np.count_nonzero(found.digit & rest) > np.count_nonzero(rest):
                         yield found
 
 
@@ -240,7 +243,6 @@ def plausibility(
     digits."""
     top, bottom, left, right = bounds(digit)
     side, inside = max(bottom - top, right - left), ink[digit]
-    area = inside.size
     box, near = (
         (slice(max(0, top - margin), bottom + margin), slice(max(0, left - margin), right + margin))
         for margin in (0, side // 8)
@@ -254,28 +256,28 @@ def plausibility(
     # ... it is no speck, ...
     speck = 3 * (side < SPECK * max(gray.shape))
     # ... and it does not touch the border of the image, unless it fills the image.
-    is_large = max(gray.shape) >= 64
-    edge = 2 if is_large else 1
+    edge, weight = (2, 5) if max(gray.shape) >= 64 else (1, 3)
     borders = (digit[:edge].any(0), digit[-edge:].any(0), digit[:, :edge].any(1), digit[:, -edge:].any(1))
     contact = max(np.count_nonzero(border) for border in borders) / side
-    border = (5 if is_large else 3) * contact
+    border = weight * contact
     if is_drawing:  # it is often cropped tightly, with paper left at the corners
-        middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * area)
+        middle = (int(gray[digit].sum(dtype=np.int64)) + int(paper[digit].sum(dtype=np.int64))) / (2 * inside.size)
         first = min(gray.shape) // 32  # not in a line along the border
         ends = [first, -1 - first]
         border += np.count_nonzero(gray[ends][:, ends] < middle)
     elif contact:
         border += 2.25 * (1 - digit[box].size / digit.size)
-    score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(area) - 18 * max(width - 0.15, 0)
+    score = 6 * contrast + 3 * clean - 1.3 * side / np.sqrt(inside.size) - 18 * max(width - 0.15, 0)
     return float(score - 10 * dark - speck - border + 3.2)
 
 
-def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:
-    """All that may be the digit, if the mask is a sheet of paper or a board in a large image: a parallelogram with
-    something in it."""
-    if max(mask.shape) >= 64 and (sheet := find_sheet(gray, mask, dark)) is not None:
+def look_on_sheet(gray: np.ndarray, best: Candidate) -> Iterator[Candidate]:
+    """All that may be the digit, of the other polarity, if the best candidate is a sheet of paper or a board in a
+    large image: a parallelogram with something in it."""
+    if max(gray.shape) >= 64 and (sheet := find_sheet(gray, best.digit, not best.dark)) is not None:
         inside = sliding_min(sheet.astype(np.uint8), 5) > 0
-        yield from find_candidates(np.where(inside, gray, percentile(gray[mask], 50)).astype(np.uint8), dark)
+        painted = np.where(inside, gray, percentile(gray[best.digit], 50)).astype(np.uint8)
+        yield from find_candidates(painted, not best.dark)
 
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
@@ -334,9 +336,8 @@ def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _why_no_digit(candidate: Candidate, contrast: int, relative_width: float) -> str | None:
-    score, _, _, digit = candidate
-    (top, bottom, left, right), (height, width) = bounds(digit), digit.shape
-    if score < 0 and contrast < 3 * LEAST_CONTRAST:
+    (top, bottom, left, right), (height, width) = bounds(candidate.digit), candidate.digit.shape
+    if candidate.score < 0 and contrast < 3 * LEAST_CONTRAST:
         return "the image is blank"
     if max(bottom - top, right - left) < SPECK * max(height, width):
         return "there are only specks"
