@@ -119,7 +119,8 @@ def frame_digit(gray: np.ndarray, side: int = 28, crop_again: bool = True) -> Fr
     if not candidates:
         return Framing(blank, "the image is blank")
     best = choose(candidates)
-    if on_sheet := [found for found in look_on_sheet(working, best) if found.score > best.score - SHEET]:
+    sheet = look_on_sheet(working, best.digit, not best.dark)
+    if on_sheet := [candidate for candidate in sheet if candidate.score > best.score - SHEET]:
         candidates = [*on_sheet, *leave_out_lines(working, on_sheet)]
         best = choose(candidates)
     ink, digit = best.ink, best.digit
@@ -271,13 +272,12 @@ def plausibility(
     return float(score - 10 * dark - speck - border + 3.2)
 
 
-def look_on_sheet(gray: np.ndarray, best: Candidate) -> Iterator[Candidate]:
-    """All that may be the digit, of the other polarity, if the best candidate is a sheet of paper or a board in a
-    large image: a parallelogram with something in it."""
-    if max(gray.shape) >= 64 and (sheet := find_sheet(gray, best.digit, not best.dark)) is not None:
+def look_on_sheet(gray: np.ndarray, mask: np.ndarray, dark: bool) -> Iterator[Candidate]:
+    """All that may be the digit, if the mask is a sheet of paper or a board in a large image: a parallelogram with
+    something in it."""
+    if max(mask.shape) >= 64 and (sheet := find_sheet(gray, mask, dark)) is not None:
         inside = sliding_min(sheet.astype(np.uint8), 5) > 0
-        painted = np.where(inside, gray, percentile(gray[best.digit], 50)).astype(np.uint8)
-        yield from find_candidates(painted, not best.dark)
+        yield from find_candidates(np.where(inside, gray, percentile(gray[mask], 50)).astype(np.uint8), dark)
 
 
 def find_digits(ink: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
