@@ -503,13 +503,6 @@ def test_an_evaluation_is_reported_with_the_loss_of_the_steps_before_it(tmp_path
     assert set(losses) == {4, 6, 8, 12}
 
 
-def test_the_loss_of_an_evaluation_is_that_of_all_steps_before_it(tmp_path, capsys):
-    train(*arguments(tmp_path, "--num_train_epochs=1", "--logging_strategy=steps", "--logging_steps=3"))
-    history = json.loads((tmp_path / "history.json").read_text())["log_history"]
-    (third, fourth) = (entry["loss"] for entry in history if "loss" in entry)
-    assert f"  loss {(3 * third + fourth) / 4:.4f}  " in capsys.readouterr().out
-
-
 def test_fine_tuning_on_images_of_the_start_is_warned_of(tmp_path, caplog):
     """The sample was taken from MNIST's train split, which the bundled checkpoints were trained on."""
     flags = [f"--model_name_or_path={ROOT / 'vit-mnist-tiny'}", "--num_train_epochs=1"]

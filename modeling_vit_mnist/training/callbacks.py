@@ -35,22 +35,14 @@ class SelectionCallback(TrainerCallback):
 class EpochReportCallback(SelectionCallback):
     """Prints one line per evaluation, marked `best` if Trainer will select it."""
 
-    def __init__(self):
-        self.logged = 0
-        self.losses: list[tuple[float, int]] = []  # since the last evaluation, each with its number of steps
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.logged = state.global_step
+    loss: float | None = None  # logged since the last evaluation
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append((logs["loss"], state.global_step - self.logged))
-            self.logged = state.global_step
+        self.loss = logs.get("loss", self.loss)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero and "eval_accuracy" in metrics:
-            losses, steps = zip(*self.losses, strict=True) if self.losses else ((), ())
-            loss = f"loss {np.average(losses, weights=steps):.4f}  " if losses else ""
+            loss = "" if self.loss is None else f"loss {self.loss:.4f}  "
             best = "  best" if self.selects(args, state, metrics) else ""
             epoch = state.epoch or 0
             total = epoch * state.max_steps / state.global_step if state.global_step else state.num_train_epochs
@@ -59,7 +51,7 @@ class EpochReportCallback(SelectionCallback):
                 f"{metrics['eval_loss']:.4f}  accuracy {metrics['eval_accuracy']:.2%}{best}",
                 file=sys.stdout,
             )
-        self.losses = []
+        self.loss = None
 
 
 class DatasetEpochCallback(TrainerCallback):
