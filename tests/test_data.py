@@ -21,6 +21,7 @@ from modeling_vit_mnist.cli.errors import UsageError
 from modeling_vit_mnist.data import images as images_module
 from modeling_vit_mnist.data import splits as splits_module
 from modeling_vit_mnist.data.arguments import DATASET_VARIABLE, DataArguments
+from modeling_vit_mnist.data.folders import list_files
 from modeling_vit_mnist.data.sources import load_raw
 from modeling_vit_mnist.data.splits import fingerprint, load_images, stream_images
 
@@ -167,6 +168,26 @@ def test_a_validation_split_of_its_own_is_used(few, tmp_path):
     raw.save_to_disk(str(tmp_path))
     digits = load(tmp_path)
     assert [len(digits[name]) for name in ("train", "validation", "test")] == [40, 7, 20]
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    """Also two that hold each other. A class may be linked in several splits."""
+    for name in ("train/a", "train/b", "more/c"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(3):
+            digit(number).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "a").symlink_to(tmp_path / "train" / "a")
+    (tmp_path / "test" / "c").symlink_to(tmp_path / "more" / "c")
+    (tmp_path / "more" / "c" / "back").symlink_to(tmp_path / "test")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / split).symlink_to(tmp_path / split)
+    names = [file.as_posix() for file in list_files(folder)]
+    assert names == [
+        f"{place}/{number}.png" for place in ("test/a", "test/c", "train/a", "train/b") for number in range(3)
+    ]
 
 
 def test_a_size_of_a_validation_split_that_exists_is_named(few, tmp_path, caplog):

@@ -163,16 +163,30 @@ def _read_card(root: Path) -> tuple[str | None, datasets.Features | None, dict[s
     return name, features, {split: [Path(file) for file in files[split]] for split in files}
 
 
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` without hidden folders, following links, but not those that lead back to a folder on the way or above
+    it. Raises [`UsageError`] if a folder cannot be read."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+
+    ways: dict[str, list[Path]] = {}  # from the root to each folder, without links
+    for directory, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        way = [*ways.pop(directory, []), Path(directory).resolve()]
+        targets = {name: Path(directory, name).resolve() for name in folders if not name.startswith(".")}
+        folders[:] = [
+            name for name, target in targets.items() if not any(place.is_relative_to(target) for place in way)
+        ]
+        ways |= {os.path.join(directory, name): way for name in folders}
+        yield directory, folders, names
+
+
 def list_files(root: Path) -> list[Path]:
     """The files in a folder, relative to it, in the order of their paths, without what `datasets` ignores. Raises
     [`UsageError`] for a pipe or a device among them."""
     files = []
-    for directory, folders, names in os.walk(root, followlinks=True):
-        real = Path(directory).resolve()
-        folders[:] = [
-            name for name in folders
-            if not name.startswith((".", "__")) and not real.is_relative_to(Path(directory, name).resolve())
-        ]  # fmt: skip
+    for directory, folders, names in walk(root):
+        folders[:] = [name for name in folders if not name.startswith("__")]
         files += [Path(directory, name).relative_to(root) for name in names if not name.startswith(".")]
     ignored = {*FILES_TO_IGNORE, "Thumbs.db", "desktop.ini"}
     for file in files:

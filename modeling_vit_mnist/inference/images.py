@@ -5,12 +5,13 @@ import glob
 import logging
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from ..cli.errors import UsageError, printable
+from ..data.folders import walk
 from ..data.images import decode_image, image_suffixes
 from ..deskewing_vit_mnist import deskew
 from ..framing_vit_mnist import Framing
@@ -45,22 +46,8 @@ def find_images(patterns: list[str]) -> list[Path]:
 def _images_in(folder: Path) -> list[Path]:
     """The files in `folder` and its folders, except hidden ones, with the suffix of an image format."""
     suffixes = image_suffixes()
-
-    def fail(error: OSError) -> NoReturn:
-        raise UsageError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
-
-    found = []
-    seen = set()  # links may lead back to a folder above
-    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(place, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    return sorted(found)
+    found = [Path(place, name) for place, _, names in walk(folder) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.suffix.lower() in suffixes)
 
 
 def _expand(pattern: Path) -> list[Path]:

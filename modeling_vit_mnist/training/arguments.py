@@ -198,11 +198,8 @@ def parse_arguments(argv: list[str]) -> Arguments:
         _print_help(parser, recipe, path)
         sys.exit()
     model_args, data_args, augmentation, args, _ = parser.parse(argv, recipe)
-    values = recipe | {
-        name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if name in parser.given
-    }
     for name in ("do_train", "do_eval"):
-        if values.get(name) is False:
+        if (getattr(asked, name) if name in parser.given else recipe.get(name)) is False:
             raise UsageError(
                 f"--{name} no is not supported: a run trains and evaluates. To evaluate alone, use run_inference.py."
             )
